@@ -1,0 +1,73 @@
+"""What one step computes, and what came of it: the frozen values between scheduler and model runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from headrace.core.request import FinishReason
+from headrace.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions [start, start + length) of one sequence.
+
+    There is no prefill or decode flag: a decode is length 1 at the end of the sequence.  `samples` is True when
+    the chunk reaches the end of the sequence, so its last position's logits are needed.
+    `sequence` may be read (token ids, block table, sampling parameters) until the batch is committed.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's work.  `chunks` is in serving order; the other fields tell what changed in this step.
+
+    admitted   sequences that entered `running`
+    preempted  sequences that lost their blocks and went back to `waiting`
+    dropped    sequences that the policy refused for good in this step (V0's "ignored" groups); they end with
+               FinishReason.LENGTH and no output, and their events come from `commit`
+    """
+
+    step: int
+    chunks: tuple[Chunk, ...]
+    admitted: tuple[Sequence, ...] = ()
+    preempted: tuple[Sequence, ...] = ()
+    dropped: tuple[Sequence, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the model produced for a batch.
+
+    `tokens` holds the sampled token of every chunk with `samples`, in the batch's order.  `failed` maps a
+    request id to the reason why its row is unusable (NaN logits, say): that request ends with
+    FinishReason.ERROR, the others go on; its entry in `tokens` is ignored.
+    """
+
+    tokens: tuple[int, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One new token of one sequence, or its end, or both.
+
+    `token_id` is None for an end without a token (dropped, failed, refused).  `stop_reason` is the stop id that
+    matched, None for the model's own end token.
+    """
+
+    request_id: str
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None

@@ -1,0 +1,62 @@
+"""What a client asks for: frozen values that the scheduler, the engine and the simulator share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class FinishReason(str, Enum):
+    """Why a sequence ended.  The first two are what an OpenAI client sees."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens and when to stop; names and defaults are vLLM's (reference: vLLM SamplingParams).
+
+    `temperature == 0` means greedy.  `top_k == 0` and `top_p == 1` switch the filter off.  `logprobs` is the
+    number of alternatives to report beside the chosen token, or None for no log-probabilities at all.
+    Stop *strings* are matched on text, outside the core; the core sees ids only.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate.
+
+    `prompt_token_ids` is any sequence of ids: the simulator passes a `range`, which costs nothing, when only
+    lengths matter.  `eos_token_ids` are the model's own end tokens.  A lower `priority` is served first; it is
+    read only when the scheduler's queue policy is "priority".  `arrived` is a number that orders arrivals
+    (seconds or a counter) and breaks priority ties.  Prefix-cache hits never cross different `cache_salt`s.
+    """
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    eos_token_ids: frozenset[int] = frozenset()
+    priority: int = 0
+    arrived: float = 0.0
+    cache_salt: str = ""

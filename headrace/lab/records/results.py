@@ -1,0 +1,119 @@
+"""Runs, cells and studies: the tables that measured, imported and simulated results share.
+
+Everything downstream (findings, report) sees only these types, so a vLLM console log, a result JSON and a run of
+our own client are compared by the same code.  Metric names are vLLM's JSON keys (milliseconds in `*_ms`, seconds
+in `duration`); a metric that the input does not have is absent, never zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from headrace.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+Json = Any
+
+
+class CellStatus(str, Enum):
+    """What became of a cell.  An illegal or failed cell is a result with a reason, never a gap."""
+
+    OK = "ok"
+    ILLEGAL = "illegal"  # forbidden by a rule: nothing was launched
+    SUBSTITUTED = "substituted"  # made legal by changing other flags too; see `substituted`
+    DEGRADED = "degraded"  # ran, but served less than the whole workload
+    FAILED = "failed"  # launched or measured, and went wrong
+    PENDING = "pending"  # not reached yet (an interrupted campaign)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One measured repeat.
+
+    source    where it comes from: a file (with `#n` for the n-th block in it) or a run directory
+    settings  what is known of the server and client configuration, by these keys where they apply:
+              model, policy (v1 | v1-whole | v0 | v0-chunked), enable_chunked_prefill (bool),
+              max_num_batched_tokens, max_num_seqs, max_model_len (int), num_prompts (int, as asked),
+              request_rate (float or "inf"), max_concurrency, dataset, backend, profile (bool: a profiler was
+              on), repeat (int), version.  An unknown setting is absent.
+    metrics   vLLM's JSON keys -> number
+    warnings  sentences about this run that a reader must know
+    """
+
+    source: str
+    settings: Mapping[str, Json]
+    metrics: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination of settings: its runs, or the reason why it has none.
+
+    settings     the effective configuration (keys as in RunResult.settings)
+    substituted  flag -> [wanted, used], for each setting that was changed to make the cell legal
+    rule, reason the rule id (R1, R2, ...) and one sentence, for every status but OK
+    """
+
+    name: str
+    settings: Mapping[str, Json]
+    status: CellStatus = CellStatus.OK
+    runs: tuple[RunResult, ...] = ()
+    rule: str | None = None
+    reason: str | None = None
+    substituted: Mapping[str, tuple[Json, Json]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A set of cells that belong together: a campaign of ours, or an imported one.
+
+    kind    "measured", "imported" or "simulated"
+    facts   what is true of every run and not in the settings: where the figures come from, the machine, ...
+    """
+
+    name: str
+    title: str
+    kind: str
+    cells: tuple[Cell, ...]
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+
+def study_to_json(study: Study) -> str:
+    """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def study_from_json(text: str, *, source: str) -> Study:
+    """Read a study back.  Raises ConfigError naming `source` when the text is not a study of this version."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})")
+    try:
+        cells = tuple(
+            Cell(
+                name=cell["name"],
+                settings=cell["settings"],
+                status=CellStatus(cell["status"]),
+                runs=tuple(
+                    RunResult(run["source"], run["settings"], run["metrics"], tuple(run["warnings"]))
+                    for run in cell["runs"]
+                ),
+                rule=cell["rule"],
+                reason=cell["reason"],
+                substituted={key: (pair[0], pair[1]) for key, pair in cell["substituted"].items()},
+            )
+            for cell in data["cells"]
+        )
+        return Study(data["name"], data["title"], data["kind"], cells, data["facts"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"{source} is a damaged study: {type(error).__name__} {error}") from None
