@@ -1,5 +1,123 @@
 """The `headrace` command: dispatches to one module a verb, and maps errors to exit codes.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the environment failed, 4 the run is not valid,
-130 interrupted.  Verbs are imported only when they are used, so `--help` stays fast and torch stays out.
+130 interrupted.  A verb is imported only when it is used, so `--help` stays fast and torch stays out.
+
+A verb's module has `app`, a cyclopts App named `headrace <verb>` whose default command returns None or an exit
+code.  It may have `prepare(argv) -> argv` to accept spellings that cyclopts does not know.
 """
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from headrace.errors import ConfigError, HeadraceError, InvalidRequest, InvariantError, LaunchError
+from headrace.version import VERSION
+
+EXIT_OK, EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INVALID_RUN, EXIT_INTERRUPTED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    130,
+)
+
+# verb -> (module, what it does)
+VERBS: dict[str, tuple[str, str]] = {
+    "serve": ("headrace.cli.serve", "start the OpenAI-compatible server (takes vLLM's flags)"),
+    "bench": ("headrace.cli.bench", "measure a running server (takes the flags of `vllm bench serve`)"),
+    "run": (
+        "headrace.cli.run",
+        "run a campaign from a plan file: one server a cell, the same workload for each",
+    ),
+    "import": ("headrace.cli.import_", "read benchmark logs and result files of vLLM into the same tables"),
+    "report": (
+        "headrace.cli.report",
+        "write a campaign's report: one HTML file, its JSON twin, a summary here",
+    ),
+}
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: headrace VERB [OPTIONS]\n\n"
+        "Serves language models and explains its own speed.\n\n"
+        f"verbs:\n{rows}\n\n"
+        "`headrace VERB --help` lists a verb's options; `headrace --version` prints the version.\n"
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code.  Errors raised on purpose become one sentence on stderr."""
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(_help(), end="")
+        return EXIT_OK if argv else EXIT_USAGE
+    if argv[0] in ("--version", "-V"):
+        print(VERSION)
+        return EXIT_OK
+    verb = argv[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        print(f"headrace: there is no verb {verb!r}{hint} (verbs: {', '.join(VERBS)})", file=sys.stderr)
+        return EXIT_USAGE
+    return _run_verb(verb, list(argv[1:]))
+
+
+def _run_verb(verb: str, argv: list[str]) -> int:
+    from cyclopts import CycloptsError
+
+    try:
+        module = importlib.import_module(VERBS[verb][0])
+        prepare = getattr(module, "prepare", None)
+        tokens = prepare(argv) if prepare is not None else argv
+        code = module.app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return EXIT_OK if code is None else int(code)
+    except CycloptsError as error:
+        return _fail(verb, " ".join(str(error).split()), EXIT_USAGE)
+    except (ConfigError, InvalidRequest) as error:
+        return _fail(verb, str(error), EXIT_USAGE)
+    except LaunchError as error:
+        if error.log_tail:
+            print(error.log_tail.rstrip(), file=sys.stderr)
+        return _fail(verb, str(error), EXIT_ENVIRONMENT)
+    except InvariantError:
+        raise  # ours: the traceback is the bug report
+    except HeadraceError as error:
+        return _fail(verb, str(error), EXIT_CHECK_FAILED)
+    except BrokenPipeError:
+        # The reader (`head`, `less`) went away; say nothing, and keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return _fail(verb, "interrupted", EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("headrace"):
+            return _fail(
+                verb,
+                f"this needs the package {error.name!r}, which is not installed: pip install 'headrace[engine]'",
+                EXIT_ENVIRONMENT,
+            )
+        raise
+
+
+def _fail(verb: str, message: str, code: int) -> int:
+    print(f"headrace {verb}: {message}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

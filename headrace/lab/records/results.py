@@ -86,7 +86,9 @@ class Study:
 
 def study_to_json(study: Study) -> str:
     """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def study_from_json(text: str, *, source: str) -> Study:
@@ -97,7 +99,9 @@ def study_from_json(text: str, *, source: str) -> Study:
         raise ConfigError(f"{source} is not JSON: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise ConfigError(f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})")
+        raise ConfigError(
+            f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})"
+        )
     try:
         cells = tuple(
             Cell(
