@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from headrace.errors import ConfigError
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 Json = Any
 
 
-class CellStatus(str, Enum):
+class CellStatus(StrEnum):
     """What became of a cell.  An illegal or failed cell is a result with a reason, never a gap."""
 
     OK = "ok"
@@ -86,9 +86,7 @@ class Study:
 
 def study_to_json(study: Study) -> str:
     """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
-    return (
-        json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
-    )
+    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def study_from_json(text: str, *, source: str) -> Study:
@@ -99,9 +97,7 @@ def study_from_json(text: str, *, source: str) -> Study:
         raise ConfigError(f"{source} is not JSON: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})"
-        )
+        raise ConfigError(f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})")
     try:
         cells = tuple(
             Cell(
