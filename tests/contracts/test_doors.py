@@ -118,7 +118,8 @@ def fresh_interpreter(code: str) -> str:
 
 
 def test_lab_loads_no_torch() -> None:
-    code = "import sys, headrace.lab.campaign.execute, headrace.lab.report, headrace.lab.findings; print('torch' in sys.modules)"
+    modules = "headrace.lab.campaign.execute, headrace.lab.report, headrace.lab.findings, headrace.lab.client"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert fresh_interpreter(code).strip() == "False"
 
 
