@@ -1,0 +1,149 @@
+"""What to send, and when: the declared workload of a run, the same for every cell of a campaign."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from headrace.errors import ConfigError
+
+DATASETS = ("conversation", "random", "sharegpt")
+ENDPOINTS = ("completions", "chat")
+
+# What vLLM's client waits before it gives a request up.
+DEFAULT_TIMEOUT_S = 6 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """Samples plus arrivals, declared.  Everything a run sends follows from this and the target's tokenizer.
+
+    dataset_name     conversation (built in, no download), random, or sharegpt (a file)
+    dataset_path     the file, for sharegpt
+    num_prompts      requests to send
+    seed             of samples, order and arrivals
+    scale            multiplies prompt and output lengths (minimum 4 tokens each); conversation and random only
+    request_rate     requests per second; math.inf sends all at once (with `max_concurrency`: a closed loop)
+    burstiness       shape of the gamma distribution of the gaps: 1 is Poisson, below 1 burstier, math.inf constant
+    arrival_rescale  stretch the schedule so that the last request lands on num_prompts / request_rate, as vLLM does;
+                     the number of arrivals is then no longer Poisson
+    max_concurrency  the client's own limit of requests in flight
+    ignore_eos       None: what the dataset needs (True for conversation and random, whose lengths are the point)
+    temperature      None: not sent, the server's default
+    endpoint         completions or chat
+    tokenizer        a tokenizer.json or a directory that has one; None: the server's /tokenize
+    warmup_requests  sent before the measured ones, with prompts that are never measured
+    timeout_s        for one request, from sending it to its last byte
+    extra_body       merged into every request body, last
+    headers          sent with every request; never stored
+    """
+
+    dataset_name: str = "conversation"
+    dataset_path: str | None = None
+    num_prompts: int = 1000
+    seed: int = 0
+    scale: float = 1.0
+    request_rate: float = math.inf
+    burstiness: float = 1.0
+    arrival_rescale: bool = False
+    max_concurrency: int | None = None
+    ignore_eos: bool | None = None
+    temperature: float | None = None
+    endpoint: str = "completions"
+    tokenizer: str | None = None
+    warmup_requests: int = 0
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    random_input_len: int = 1024
+    random_output_len: int = 128
+    random_range_ratio: float = 0.0
+    sharegpt_output_len: int | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError that names the key and what would be accepted."""
+        _one_of("dataset_name", self.dataset_name, DATASETS)
+        _one_of("endpoint", self.endpoint, ENDPOINTS)
+        for key in ("num_prompts", "random_input_len", "random_output_len"):
+            _check(key, getattr(self, key), int, lambda v: v >= 1, "a whole number of at least 1")
+        for key in ("max_concurrency", "sharegpt_output_len"):
+            if getattr(self, key) is not None:
+                _check(key, getattr(self, key), int, lambda v: v >= 1, "a whole number of at least 1")
+        for key in ("seed", "warmup_requests"):
+            _check(key, getattr(self, key), int, lambda v: v >= 0, "a whole number of at least 0")
+        for key in ("request_rate", "burstiness"):
+            _check(key, getattr(self, key), float, lambda v: v > 0, "a number above 0, or inf")
+        for key in ("scale", "timeout_s"):
+            _check(key, getattr(self, key), float, lambda v: 0 < v < math.inf, "a number above 0")
+        _check("random_range_ratio", self.random_range_ratio, float, lambda v: 0 <= v < 1, "a number in [0, 1)")
+        if self.temperature is not None:
+            _check("temperature", self.temperature, float, lambda v: 0 <= v < math.inf, "a number of at least 0")
+        if self.dataset_name == "sharegpt" and not self.dataset_path:
+            raise ConfigError("dataset_path is needed for the dataset sharegpt: a JSON file in the ShareGPT layout")
+        if self.dataset_name == "sharegpt" and self.scale != 1.0:
+            raise ConfigError(
+                "scale applies to the datasets conversation and random, not to sharegpt, which is real text"
+            )
+        if self.dataset_name != "sharegpt" and self.dataset_path:
+            raise ConfigError(f"dataset_path is only for the dataset sharegpt, not {self.dataset_name}")
+
+    @property
+    def force_lengths(self) -> bool:
+        """Whether requests carry `ignore_eos`, after the dataset's default."""
+        return self.dataset_name != "sharegpt" if self.ignore_eos is None else self.ignore_eos
+
+    @property
+    def closed_loop(self) -> bool:
+        """A fixed number of users who each wait for their answer; its tails are not comparable with an open loop's."""
+        return math.isinf(self.request_rate) and self.max_concurrency is not None
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any], *, where: str = "workload") -> WorkloadSpec:
+        """Build one from a plan's table or a manifest.  Raises ConfigError naming the key.
+
+        `request_rate` and `burstiness` may be the string "inf"; the key `dataset` is taken for `dataset_name`.
+        """
+        values = dict(data)
+        if "dataset" in values and "dataset_name" not in values:
+            values["dataset_name"] = values.pop("dataset")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"{where}: there is no key {unknown[0]!r} (keys: {', '.join(sorted(known))})")
+        for key in ("request_rate", "burstiness"):
+            if values.get(key) == "inf":
+                values[key] = math.inf
+        for key in ("extra_body", "headers"):
+            if not isinstance(values.get(key, {}), Mapping):
+                raise ConfigError(f"{where}: {key} must be a table of keys and values")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready values, read back by `from_mapping`.  Headers stay out: they may hold a key."""
+        data = asdict(self)
+        del data["headers"]
+        for key in ("request_rate", "burstiness"):
+            if math.isinf(data[key]):
+                data[key] = "inf"
+        return data
+
+    def digest(self) -> str:
+        """SHA-256 of the declaration: equal for two runs that were asked for the same workload."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _one_of(key: str, value: object, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{key} must be one of {', '.join(accepted)}, not {value!r}")
+
+
+def _check(key: str, value: Any, kind: type, holds: Any, accepted: str) -> None:
+    right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not right_type or math.isnan(value) or not holds(value):
+        raise ConfigError(f"{key} must be {accepted}, not {value!r}")
