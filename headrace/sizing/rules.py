@@ -10,86 +10,16 @@ The messages are vLLM's where its wording is known, so that a search for one fin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from headrace.sizing.context import AUTO_MAX_MODEL_LEN, fit_max_model_len
+from headrace.sizing.memory_rules import memory_violations
+from headrace.sizing.settings import BUDGET, LENGTH, SEATS, MemoryFacts, ServeSettings, Violation
 
-GIB = 1 << 30
+__all__ = ["MemoryFacts", "ServeSettings", "Violation", "errors", "explain", "violations"]
 
 SCHEDULING_POLICIES = ("fcfs", "priority")
 SCHEDULER_VERSIONS = ("v0", "v1")
-
-BUDGET, SEATS, LENGTH = "--max-num-batched-tokens", "--max-num-seqs", "--max-model-len"
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """Resolved scheduler-related settings of one server (vLLM's names; no "auto" left).
-
-    scheduler_version        "v1" or "v0": which generation of vLLM's scheduler is meant
-    max_model_len            longest sequence, prompt + output; -1 = fit it to the KV cache (rule R14)
-    kv_tokens                capacity of the KV cache in tokens when it is known, else None
-    long_prefill_token_threshold   0 = no cap
-    """
-
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    max_model_len: int
-    enable_chunked_prefill: bool = True
-    scheduler_version: str = "v1"
-    block_size: int = 16
-    enable_prefix_caching: bool = False
-    scheduling_policy: str = "fcfs"
-    long_prefill_token_threshold: int = 0
-    max_num_partial_prefills: int = 1
-    max_long_partial_prefills: int = 1
-    kv_tokens: int | None = None
-
-    @property
-    def policy(self) -> str:
-        """The scheduler policy's name: v1, v1-whole, v0-chunked or v0."""
-        if self.scheduler_version == "v1":
-            return "v1" if self.enable_chunked_prefill else "v1-whole"
-        return "v0-chunked" if self.enable_chunked_prefill else "v0"
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryFacts:
-    """What is known of the device's memory before weights load; everything in bytes.
-
-    free_bytes, total_bytes   of the device, before this server takes any
-    utilization               the share of the total that the server may use (--gpu-memory-utilization)
-    kv_bytes_per_token        K and V of one token over all layers
-    budget                    what the server's share is spent on, in order: (what, bytes)
-    """
-
-    free_bytes: int
-    total_bytes: int
-    utilization: float
-    kv_bytes_per_token: int | None = None
-    budget: tuple[tuple[str, int], ...] = ()
-    device: str = "cpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One broken rule.
-
-    rule      "R1" ... "R14"
-    severity  "error" (the server must not start) or "warning"
-    flag      the flag at fault, e.g. "--max-num-batched-tokens"
-    value, bound   the value it has and the bound that it breaks (as text for the user)
-    message   vLLM's wording where it is known
-    fix       one sentence: what would make it legal
-    """
-
-    rule: str
-    severity: str
-    flag: str
-    value: str
-    bound: str
-    message: str
-    fix: str
 
 
 def violations(settings: ServeSettings, memory: MemoryFacts | None = None) -> tuple[Violation, ...]:
@@ -107,7 +37,7 @@ def violations(settings: ServeSettings, memory: MemoryFacts | None = None) -> tu
             settings, max_model_len=fit_max_model_len(None, settings.kv_tokens, block_size=settings.block_size)
         )
     found = [violation for rule in _SCHEDULER_RULES for violation in rule(settings)]
-    found += _memory_rules(settings, memory)
+    found += memory_violations(settings, memory)
     return tuple(found)
 
 
@@ -291,88 +221,6 @@ def _r14_auto_length(s: ServeSettings) -> Iterator[Violation]:
             "max_model_len cannot be fitted: the size of the KV cache is not known.",
             f"Give {LENGTH} as a number, or give the size of the KV cache (--num-gpu-blocks-override).",
         )
-
-
-def _memory_rules(s: ServeSettings, memory: MemoryFacts | None) -> Iterator[Violation]:
-    """R12 before R11 before R9/R10: each makes the next one moot, so at most one of them is reported."""
-    if memory is not None and memory.free_bytes < memory.utilization * memory.total_bytes:
-        yield _r12_device_in_use(memory)
-    elif s.kv_tokens is not None and s.kv_tokens < s.block_size:
-        yield _r11_no_blocks(memory)
-    elif s.kv_tokens is not None and (fit := s.kv_tokens // s.block_size * s.block_size) < s.max_model_len:
-        yield _r9_r10_one_sequence(s, s.kv_tokens, fit, memory)
-
-
-def _r9_r10_one_sequence(s: ServeSettings, kv_tokens: int, fit: int, memory: MemoryFacts | None) -> Violation:
-    """The pool must hold one sequence of the longest legal length; both versions refuse, in different words."""
-    if s.scheduler_version == "v0":
-        rule = "R9"
-        message = (
-            f"The model's max seq len ({s.max_model_len}) is larger than the maximum number of tokens that can be "
-            f"stored in KV cache ({kv_tokens}). Try increasing `gpu_memory_utilization` or decreasing `max_model_len` "
-            "when initializing the engine."
-        )
-    else:
-        rule = "R10"
-        if memory is not None and memory.kv_bytes_per_token:
-            needed = f"{_gib(s.max_model_len * memory.kv_bytes_per_token)} KV cache is"
-            available = f"memory ({_gib(kv_tokens * memory.kv_bytes_per_token)})"
-        else:
-            needed, available = f"{s.max_model_len} tokens of KV cache are", f"({kv_tokens} tokens)"
-        message = (
-            f"To serve at least one request with the model's max seq len ({s.max_model_len}), {needed} needed, which "
-            f"is larger than the available KV cache {available}. Based on the available memory, the estimated maximum "
-            f"model length is {fit}. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when "
-            "initializing the engine."
-        )
-    return Violation(
-        rule,
-        "error",
-        LENGTH,
-        str(s.max_model_len),
-        f"at most {fit} (the KV cache holds {kv_tokens} tokens in blocks of {s.block_size})",
-        message,
-        f"Lower {LENGTH} from {s.max_model_len} to at most {fit}, or give the KV cache more memory "
-        "(--gpu-memory-utilization).",
-    )
-
-
-def _r11_no_blocks(memory: MemoryFacts | None) -> Violation:
-    spent = ", ".join(f"{what} {_gib(size)}" for what, size in memory.budget) if memory else ""
-    utilization = f"{memory.utilization:g}" if memory else "too low"
-    return Violation(
-        "R11",
-        "error",
-        "--gpu-memory-utilization",
-        utilization,
-        "high enough to leave one block of KV cache" + (f" after {spent}" if spent else ""),
-        "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the "
-        "engine.",
-        "Raise --gpu-memory-utilization"
-        + (f" from {utilization} to at most 1" if memory else " to at most 1")
-        + f", or lower {BUDGET} or {SEATS}, which need memory of their own.",
-    )
-
-
-def _r12_device_in_use(memory: MemoryFacts) -> Violation:
-    wanted = memory.utilization * memory.total_bytes
-    share = int(100 * memory.free_bytes / memory.total_bytes) / 100  # rounded down: it must fit
-    return Violation(
-        "R12",
-        "error",
-        "--gpu-memory-utilization",
-        f"{memory.utilization:g}",
-        f"at most {share:g} ({_gib(memory.free_bytes)} of {_gib(memory.total_bytes)} are free)",
-        f"Free memory on device {memory.device} ({memory.free_bytes / GIB:.2f}/{_gib(memory.total_bytes)}) on startup "
-        f"is less than desired GPU memory utilization ({memory.utilization:g}, {_gib(wanted)}). Decrease GPU memory "
-        "utilization or reduce GPU memory used by other processes.",
-        f"Lower --gpu-memory-utilization from {memory.utilization:g} to at most {share:g}, or stop the other processes "
-        f"that use {memory.device}.",
-    )
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
 
 
 _SCHEDULER_RULES: tuple[Callable[[ServeSettings], Iterator[Violation]], ...] = (
