@@ -1,0 +1,184 @@
+"""A server as a process of ours: its own group, killed when the lab dies, signalled only after a check of identity.
+
+Process ids are reused.  So a process is known by its id *and* its start time *and* the machine's boot id, and what it
+spawned is known by a nonce in the environment.  Linux only (`/proc`, `prctl`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.errors import LaunchError
+
+NONCE_VARIABLE = "HEADRACE_LAB_NONCE"
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """What tells a process from every other one that had or will have its id.
+
+    start_ticks  field 22 of /proc/PID/stat: clock ticks since boot; unchanged by exec
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    host: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """Raises ProcessLookupError when there is no such process."""
+        stat = _stat(pid)
+        if stat is None:
+            raise ProcessLookupError(pid)
+        return cls(pid, stat[1], boot_id(), os.uname().nodename)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ProcessIdentity:
+        return cls(int(data["pid"]), int(data["start_ticks"]), str(data["boot_id"]), str(data["host"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def alive(self) -> bool:
+        """Whether this very process still exists here.  False for one of another machine or before a reboot."""
+        if self.boot_id != boot_id():
+            return False
+        stat = _stat(self.pid)
+        return stat is not None and stat[1] == self.start_ticks and stat[0] not in "ZX"
+
+
+def boot_id() -> str:
+    """Changes with every boot: process ids and start times mean nothing across it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class ServerProcess:
+    """A running child in its own process group, with its output in a file."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], identity: ProcessIdentity, nonce: str, log: Path) -> None:
+        self._popen = popen
+        self.identity = identity
+        self.nonce = nonce
+        self.log = log
+
+    @classmethod
+    def start(
+        cls, command: Sequence[str], *, log: Path, nonce: str, environment: Mapping[str, str] | None = None
+    ) -> ServerProcess:
+        """Start `command` with stdout and stderr appended to `log`.
+
+        Call it from a thread that lives as long as the server may: the kernel sends the death signal when the
+        *thread* that forked ends.  Raises LaunchError when no process can be made.
+        """
+        variables = {**os.environ, **(environment or {}), NONCE_VARIABLE: nonce, "PYTHONUNBUFFERED": "1"}
+        guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
+        try:
+            with log.open("ab") as sink:
+                popen = subprocess.Popen(
+                    guarded,
+                    stdin=subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    env=variables,
+                    process_group=0,  # Ctrl-C in the terminal is the lab's; and the group can be killed as a whole
+                )
+        except OSError as error:
+            raise LaunchError(f"no process could be started: {error.strerror}", kind="crash") from None
+        return cls(popen, ProcessIdentity.of(popen.pid), nonce, log)
+
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._popen.poll()
+
+    def stop(self, grace_s: float) -> int:
+        """End it: SIGTERM (the server drains), then SIGKILL to the whole group.  Returns the exit code.
+
+        A second Ctrl-C while it drains kills at once and is then raised again.
+        """
+        try:
+            if self.exit_code() is None:
+                self._popen.send_signal(signal.SIGTERM)  # not yet reaped, so the id is still its own
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._popen.wait(grace_s)
+        finally:
+            self.kill()
+        return self._popen.returncode
+
+    def kill(self) -> None:
+        """SIGKILL to it and to all that it spawned; returns when none of them is left."""
+        if self.exit_code() is None:
+            # Unreaped: the leader's id, and with it the group's, cannot have been reused.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.identity.pid, signal.SIGKILL)
+        self._popen.wait()
+        kill_by_nonce(self.nonce)
+
+    def log_tail(self, lines: int = 20) -> str:
+        return log_tail(self.log, lines)
+
+
+def log_tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log, read from its end (a log may be large); empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 16_384))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def kill_by_nonce(nonce: str, *, patience_s: float = 5.0) -> list[int]:
+    """Kill every process of this user that carries `nonce` in its environment; returns their ids.
+
+    For what a server left behind (workers), and for what a killed lab left behind.  Waits until they are gone.
+    Raises LaunchError when some stay.
+    """
+    killed: set[int] = set()
+    deadline = time.monotonic() + patience_s
+    while left := _processes_with(nonce):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.update(left)
+        if time.monotonic() > deadline:
+            raise LaunchError(f"processes of an earlier server do not end: {sorted(left)}", kind="frozen")
+        time.sleep(_POLL_S)
+    return sorted(killed)
+
+
+def _processes_with(nonce: str) -> list[int]:
+    needle = f"{NONCE_VARIABLE}={nonce}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            # A zombie's environment reads as empty, so it counts as gone.
+            if needle in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """(state letter, start time in ticks) from /proc; None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The command name is in parentheses and may hold anything, even ") ": count from the last one.
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return fields[0], int(fields[19])
