@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from headrace.engine import machine
+from headrace.engine.demo import DEMO_NAME, DEMO_SEED
+from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
+from headrace.errors import ConfigError
+from headrace.sizing import rules
+from headrace.sizing.context import fit_max_model_len
+from headrace.sizing.settings import MemoryFacts, ServeSettings, Violation
+
+GIB = 1 << 30
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_DTYPES = {"float32": "float32", "float": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+_HALF = ("half", "float16", "fp16")
+
+DEFAULT_BUDGET = 2048
+DEFAULT_SEATS = 128
+DEFAULT_BLOCK_SIZE = 16
+DEFAULT_UTILIZATION = 0.9
+DEFAULT_KV_BYTES = 2 * GIB
+"""A server nobody asked to be large should not take the machine: more KV cache than this is taken only when one
+sequence needs it, or when --gpu-memory-utilization is given."""
+DEFAULT_QUEUE = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything resolved: "auto" never survives into this object.
 
-    model            directory of the model, or "demo" for the built-in one
+    model            the model's name as the user gave it, or "demo" for the built-in one
+    model_path       directory with its config.json
+    tokenizer        directory with tokenizer.json
     served_model_names   names that the API accepts (the first is the one it answers with)
     scheduler_version    "v1" or "v0"; with `enable_chunked_prefill` it names the scheduler's policy
     num_kv_blocks    usable blocks of `block_size` tokens
     dtype            "float32" or "bfloat16"
     load_format      "safetensors" or "dummy" (random weights from `seed`)
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
+    chat_template    Jinja text that replaces the tokenizer's own template, or None
+    max_num_queued_reqs  requests that may wait for their first step; one more is refused
     """
 
     model: str
@@ -39,6 +68,7 @@ class EngineConfig:
     generation_config: str
     chat_template: str | None
     model_path: Path | None
+    max_num_queued_reqs: int = DEFAULT_QUEUE
 
     @property
     def policy(self) -> str:
@@ -46,3 +76,418 @@ class EngineConfig:
         if self.scheduler_version == "v1":
             return "v1" if self.enable_chunked_prefill else "v1-whole"
         return "v0-chunked" if self.enable_chunked_prefill else "v0"
+
+    @property
+    def kv_tokens(self) -> int:
+        """Capacity of the KV cache in tokens."""
+        return self.num_kv_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class EngineArgs:
+    """Declared options; None means "not given".  Names and meanings are vLLM's, `--max-model-len` is
+    `max_model_len`.  Ours are `scheduler_version` and `num_threads`."""
+
+    model: str | None = None
+    served_model_name: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    revision: str | None = None
+    download_dir: str | None = None
+    dtype: str | None = None
+    load_format: str | None = None
+    seed: int | None = None
+    max_model_len: str | int | None = None
+    max_num_batched_tokens: str | int | None = None
+    max_num_seqs: int | None = None
+    block_size: int | None = None
+    enable_chunked_prefill: bool | None = None
+    enable_prefix_caching: bool | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: str | int | None = None
+    num_gpu_blocks_override: int | None = None
+    swap_space: float | None = None
+    long_prefill_token_threshold: int | None = None
+    scheduling_policy: str | None = None
+    scheduler_version: str | None = None
+    generation_config: str | None = None
+    chat_template: str | None = None
+    num_threads: int | None = None
+    max_num_queued_reqs: int | None = None
+
+
+def resolve(
+    args: EngineArgs,
+    *,
+    environ: Mapping[str, str] | None = None,
+    free_memory_bytes: int | None = None,
+) -> tuple[EngineConfig, list[str]]:
+    """Turn options into a legal configuration, and say why each setting has its value ("setting = value: why").
+
+    Reads the model's config.json and the machine's limits, loads no weights and imports no torch.  Raises ConfigError
+    with rule, value, bound and fix for anything illegal.  `environ` and `free_memory_bytes` replace this process's
+    own (tests do).
+    """
+    return _Resolver(args, os.environ if environ is None else environ, free_memory_bytes).resolve()
+
+
+def parse_tokens(flag: str, value: str | int) -> int:
+    """An integer as vLLM reads it: 4096, 4k (= 4000), 4K (= 4096), 1.5m, 2G.  Raises ConfigError."""
+    if isinstance(value, int):
+        return value
+    found = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([kKmMgGtT]?)", value.strip())
+    if found is None:
+        raise ConfigError(f"{flag} {value!r} is not a number; write it like 4096, 4k (4,000) or 4K (4,096)")
+    number, unit = found.groups()
+    base = 1024 if unit.isupper() else 1000
+    scaled = float(number) * base ** " kmgt".index(unit.lower() or " ")
+    if scaled != int(scaled) or (not unit and "." in number):
+        raise ConfigError(f"{flag} {value!r} is not a whole number")
+    return int(scaled)
+
+
+class _Resolver:
+    """Resolves one setting after the other; the later ones may look at the earlier ones."""
+
+    def __init__(self, args: EngineArgs, environ: Mapping[str, str], free_memory_bytes: int | None) -> None:
+        self.args = args
+        self.environ = environ
+        self.free = machine.free_memory_bytes() if free_memory_bytes is None else free_memory_bytes
+        self.lines: list[str] = []
+
+    def say(self, setting: str, value: object, why: str) -> None:
+        self.lines.append(f"{setting} = {value}: {why}")
+
+    def one_of(self, flag: str, given: str | None, default: str, known: tuple[str, ...]) -> str:
+        if given is not None and given not in known:
+            raise ConfigError(f"{flag} {given!r} is not known; use one of {', '.join(known)}")
+        return default if given is None else given
+
+    def resolve(self) -> tuple[EngineConfig, list[str]]:
+        args = self.args
+        name, path = locate(args.model, revision=args.revision, download_dir=args.download_dir)
+        facts = read_facts(name, path)
+        why = "no --model given: the built-in demonstration model" if args.model is None else str(path)
+        self.say("model", name, f"{why}; {facts.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
+        load_format = self.load_format(name, path)
+        dtype = self.dtype(facts)
+        settings = self.scheduler_settings(facts)
+        settings = self.with_memory(settings, facts, dtype)
+        assert settings.kv_tokens is not None
+        tokenizer = self.tokenizer(path)
+        config = EngineConfig(
+            model=name,
+            served_model_names=tuple(args.served_model_name) or (name,),
+            tokenizer=tokenizer,
+            dtype=dtype,
+            load_format=load_format,
+            seed=self.seed(),
+            max_model_len=settings.max_model_len,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_num_seqs=settings.max_num_seqs,
+            block_size=settings.block_size,
+            num_kv_blocks=settings.kv_tokens // settings.block_size,
+            enable_chunked_prefill=settings.enable_chunked_prefill,
+            scheduler_version=settings.scheduler_version,
+            scheduling_policy=settings.scheduling_policy,
+            enable_prefix_caching=settings.enable_prefix_caching,
+            long_prefill_token_threshold=settings.long_prefill_token_threshold,
+            num_threads=self.num_threads(),
+            generation_config=self.one_of("--generation-config", args.generation_config, "auto", ("auto", "vllm")),
+            chat_template=self.chat_template(),
+            model_path=path,
+            max_num_queued_reqs=self.queue(),
+        )
+        return config, self.lines
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def load_format(self, name: str, path: Path) -> str:
+        given = self.one_of("--load-format", self.args.load_format, "auto", ("auto", "safetensors", "dummy"))
+        if name == DEMO_NAME and given != "dummy":
+            if given == "safetensors":
+                raise ConfigError(
+                    "--load-format safetensors: the built-in model has no weight files; use dummy or auto"
+                )
+            self.say("load_format", "dummy", "the built-in model's weights are generated from the seed")
+            return "dummy"
+        if given == "dummy":
+            self.say("load_format", "dummy", "given; random weights, so the answers mean nothing")
+            return "dummy"
+        check_weights(name, path)
+        return "safetensors"
+
+    def seed(self) -> int:
+        if self.args.seed is None:
+            return DEMO_SEED
+        if not 0 <= self.args.seed < 1 << 63:
+            raise ConfigError(f"--seed {self.args.seed} must be between 0 and 2**63 - 1")
+        return self.args.seed
+
+    def dtype(self, facts: ModelFacts) -> str:
+        given = (self.args.dtype or "auto").removeprefix("torch.")
+        if given in _HALF:
+            raise ConfigError(
+                f"--dtype {given}: this engine does not compute in float16; use --dtype bfloat16 (the same size) "
+                "or --dtype float32 (exact for a float16 checkpoint)"
+            )
+        if given != "auto":
+            if given not in _DTYPES:
+                raise ConfigError(f"--dtype {given!r} is not known; use one of auto, bfloat16, float32")
+            self.say("dtype", _DTYPES[given], "given")
+            return _DTYPES[given]
+        own = (facts.dtype or "").removeprefix("torch.")
+        if own in DTYPE_BYTES:
+            self.say("dtype", own, "the checkpoint's own")
+            return own
+        if own in _HALF:
+            self.say("dtype", "bfloat16", "the checkpoint is float16, which this engine does not compute in; same size")
+            return "bfloat16"
+        self.say("dtype", "float32", f"the model's config.json names {own or 'no dtype'}")
+        return "float32"
+
+    def tokenizer(self, model_path: Path) -> str:
+        if self.args.tokenizer is None:
+            path = model_path
+        else:
+            _, path = locate(self.args.tokenizer, download_dir=self.args.download_dir)
+        if not (path / "tokenizer.json").is_file():
+            raise ConfigError(
+                f"{path} has no tokenizer.json; name a directory or model that has one with --tokenizer "
+                "(SentencePiece files must be converted first)"
+            )
+        return str(path)
+
+    def chat_template(self) -> str | None:
+        given = self.args.chat_template
+        if given is None:
+            return None
+        if any(mark in given for mark in ("{{", "{%", "{#")):
+            return given  # the template itself, as vLLM accepts it
+        try:
+            return Path(given).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"--chat-template {given} cannot be read ({reason}); name a Jinja file") from None
+
+    # -- scheduling -----------------------------------------------------------------------------------------------
+
+    def scheduler_settings(self, facts: ModelFacts) -> ServeSettings:
+        """The scheduler's settings, with `max_model_len` -1 where it is to be fitted to the KV cache."""
+        args = self.args
+        version = args.scheduler_version or "v1"
+        chunked = True if args.enable_chunked_prefill is None else args.enable_chunked_prefill
+        if args.enable_chunked_prefill is None:
+            self.say("enable_chunked_prefill", True, "default")
+        prefix = args.enable_prefix_caching
+        if prefix is None:
+            prefix = version == "v1"
+            self.say("enable_prefix_caching", prefix, f"default of scheduler {version}")
+        length = self.max_model_len(facts)
+        budget = args.max_num_batched_tokens
+        seats = args.max_num_seqs
+        if budget is not None:
+            budget = parse_tokens("--max-num-batched-tokens", budget)
+        else:
+            budget, why = DEFAULT_BUDGET, "default"
+            if not chunked and length > budget:
+                budget, why = length, "max_model_len, since prompts are not chunked"
+            if seats is not None and seats > budget:
+                budget, why = seats, "max_num_seqs, one token for each sequence"
+            usable = (seats or DEFAULT_SEATS) * length
+            if 0 < usable < budget:
+                budget, why = usable, "max_num_seqs * max_model_len, more is of no use"
+            self.say("max_num_batched_tokens", budget, why)
+        if seats is None:
+            seats = min(DEFAULT_SEATS, max(1, budget))
+            self.say(
+                "max_num_seqs", seats, "default" if seats == DEFAULT_SEATS else "default, clamped to the token budget"
+            )
+        settings = ServeSettings(
+            max_num_batched_tokens=budget,
+            max_num_seqs=seats,
+            max_model_len=length,
+            enable_chunked_prefill=chunked,
+            scheduler_version=version,
+            block_size=DEFAULT_BLOCK_SIZE if args.block_size is None else args.block_size,
+            enable_prefix_caching=prefix,
+            scheduling_policy=args.scheduling_policy or "fcfs",
+            long_prefill_token_threshold=args.long_prefill_token_threshold or 0,
+        )
+        # What is wrong on every machine is said before memory is looked at; a length still to be fitted breaks no rule.
+        broken = rules.errors(rules.violations(settings if length > 0 else replace(settings, max_model_len=budget)))
+        if broken:
+            raise ConfigError(_refusal(broken[0]))
+        return settings
+
+    def max_model_len(self, facts: ModelFacts) -> int:
+        given, limit = self.args.max_model_len, facts.max_model_len
+        if given is None:
+            if limit is None:
+                raise ConfigError("--max-model-len is needed: the model's config.json has no max_position_embeddings")
+            return limit
+        if given == "auto":
+            return -1
+        length = parse_tokens("--max-model-len", given)
+        if length == -1:
+            return -1
+        if length < 1:
+            raise ConfigError(f"R7: --max-model-len is {length} but must be at least 1 (or auto)")
+        if limit is not None and length > limit:
+            if self.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
+                raise ConfigError(
+                    f"User-specified max_model_len ({length}) is greater than the derived max_model_len "
+                    f"(max_position_embeddings={limit} in the model's config.json); lower --max-model-len to at most "
+                    f"{limit}, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 when the model is known to bear it"
+                )
+            self.say("max_model_len", length, f"given, beyond the model's {limit} (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1)")
+        return length
+
+    def check(self, settings: ServeSettings, memory: MemoryFacts) -> None:
+        """Raise ConfigError for the first broken rule; say the warnings."""
+        for violation in rules.violations(settings, memory):
+            if violation.severity == "error":
+                raise ConfigError(_refusal(violation))
+            self.lines.append(f"warning: {rules.explain(violation)}")
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def with_memory(self, settings: ServeSettings, facts: ModelFacts, dtype: str) -> ServeSettings:
+        """Fill in `kv_tokens`, and `max_model_len` where it was left open; check everything."""
+        args, size = self.args, DTYPE_BYTES[dtype]
+        block_bytes = facts.kv_bytes_per_token(size) * settings.block_size
+        weights = facts.num_parameters * size
+        activations = _activation_bytes(settings, facts)
+        utilization = self.utilization()
+        memory = MemoryFacts(
+            free_bytes=self.free,
+            total_bytes=self.free,  # on a CPU the device is what is really free: others' memory was never ours
+            utilization=utilization,
+            kv_bytes_per_token=facts.kv_bytes_per_token(size),
+            budget=(("weights", weights), ("activations", activations)),
+        )
+        longest = (
+            settings.max_model_len
+            if settings.max_model_len > 0
+            else (facts.max_model_len or settings.max_num_batched_tokens)
+        )
+        one = -(-longest // settings.block_size)
+        room = int(self.free * utilization) - weights - activations
+        blocks, why = self.kv_blocks(settings, block_bytes, one, room)
+        bytes_ = blocks * block_bytes
+        if bytes_ + weights > self.free and bytes_ > room:
+            flag = "--num-gpu-blocks-override" if args.num_gpu_blocks_override else "--kv-cache-memory-bytes"
+            raise ConfigError(
+                f"a KV cache of {_gib(bytes_)} and weights of {_gib(weights)} do not fit the {_gib(self.free)} of memory "
+                f"that are free; lower {flag}"
+            )
+        self.say("num_kv_blocks", f"{blocks:,}", f"{why}; {_gib(bytes_)}, {blocks * settings.block_size:,} tokens")
+        self.lines.append(
+            f"memory: {_gib(self.free)} free * {utilization:g} = weights {_gib(weights)} + activations "
+            f"{_gib(activations)} + KV cache {_gib(bytes_)} + {_gib(max(0, room - bytes_))} unused"
+        )
+        settings = replace(settings, kv_tokens=blocks * settings.block_size)
+        settings = self.fit_length(settings, facts)
+        self.check(settings, memory)
+        if args.swap_space:
+            self.say(
+                "swap_space", f"{args.swap_space:g}", "accepted, no effect: preempted sequences are computed again"
+            )
+        return settings
+
+    def utilization(self) -> float:
+        given = self.args.gpu_memory_utilization
+        if given is None:
+            return DEFAULT_UTILIZATION
+        if not 0 < given <= 1:
+            raise ConfigError(f"--gpu-memory-utilization {given:g} must be above 0 and at most 1")
+        return given
+
+    def kv_blocks(self, settings: ServeSettings, block_bytes: int, one: int, room: int) -> tuple[int, str]:
+        """(blocks, why): `one` is what a sequence of full length needs, `room` the bytes that may be spent."""
+        args = self.args
+        if args.num_gpu_blocks_override is not None:
+            if args.num_gpu_blocks_override < 1:
+                raise ConfigError(f"--num-gpu-blocks-override {args.num_gpu_blocks_override} must be at least 1")
+            return args.num_gpu_blocks_override, "given by --num-gpu-blocks-override"
+        given = args.kv_cache_memory_bytes
+        if given is None and (gib := self.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+            if not gib.isdecimal():
+                raise ConfigError(f"VLLM_CPU_KVCACHE_SPACE={gib} is not a whole number of GiB")
+            if int(gib):
+                return int(gib) * GIB // block_bytes, "VLLM_CPU_KVCACHE_SPACE"
+        if given is not None:
+            wanted = parse_tokens("--kv-cache-memory-bytes", given)
+            if wanted < block_bytes:
+                raise ConfigError(f"--kv-cache-memory-bytes {given} must be at least {block_bytes} (one block)")
+            return wanted // block_bytes, "given by --kv-cache-memory-bytes"
+        affordable = max(0, room) // block_bytes
+        useful = settings.max_num_seqs * one
+        if args.gpu_memory_utilization is None:
+            modest = max(one, DEFAULT_KV_BYTES // block_bytes)
+            if modest < min(affordable, useful):
+                return modest, "default size; --gpu-memory-utilization takes more"
+        if useful <= affordable:
+            return useful, "all that max_num_seqs sequences of max_model_len can use"
+        return affordable, "what the memory budget leaves"
+
+    def fit_length(self, settings: ServeSettings, facts: ModelFacts) -> ServeSettings:
+        """A length that was left open becomes the longest that fits; a given one is kept, and judged by the rules."""
+        assert settings.kv_tokens is not None
+        if self.args.max_model_len is not None and settings.max_model_len > 0:
+            return settings
+        fitted = fit_max_model_len(facts.max_model_len, settings.kv_tokens, block_size=settings.block_size)
+        if fitted == 0:
+            return replace(settings, max_model_len=1)  # R11 says it better
+        if fitted == facts.max_model_len:
+            why = "the model's max_position_embeddings"
+        else:
+            why = f"what the KV cache holds; the model would allow {facts.max_model_len}"
+        if not settings.enable_chunked_prefill and self.args.max_num_batched_tokens is None:
+            settings = replace(settings, max_num_batched_tokens=max(fitted, settings.max_num_seqs, DEFAULT_BUDGET))
+        self.say("max_model_len", fitted, why)
+        return replace(settings, max_model_len=fitted)
+
+    # -- the process ----------------------------------------------------------------------------------------------
+
+    def num_threads(self) -> int:
+        given = self.args.num_threads
+        if given is not None:
+            if not 1 <= given <= 1024:
+                raise ConfigError(f"--num-threads {given} must be between 1 and 1024")
+            self.say("num_threads", given, "given")
+            return given
+        declared = self.environ.get("OMP_NUM_THREADS", "")
+        if declared.isdecimal() and int(declared) > 0:
+            self.say("num_threads", int(declared), "OMP_NUM_THREADS")
+            return int(declared)
+        cores, why = machine.usable_cores()
+        self.say("num_threads", cores, why)
+        return cores
+
+    def queue(self) -> int:
+        given = self.args.max_num_queued_reqs
+        if given is None:
+            return DEFAULT_QUEUE
+        if given < 1:
+            raise ConfigError(f"--max-num-queued-reqs {given} must be at least 1")
+        return given
+
+
+def _refusal(violation: Violation) -> str:
+    """Rule, value, bound and fix in our words, then vLLM's, which people search for."""
+    return f"{rules.explain(violation)} (vLLM: {violation.message})"
+
+
+def _activation_bytes(settings: ServeSettings, facts: ModelFacts) -> int:
+    """Estimate of a step's peak beside weights and KV: the forward pass of a full budget, then the sampler's rows.
+
+    Forward: gate, up and their product, residual and its normed copy, in float32 at worst.  Sampler: logits in
+    float32 with a sorted copy, its indices and probabilities, for every sequence.
+    """
+    forward = settings.max_num_batched_tokens * (3 * facts.intermediate_size + 2 * facts.hidden_size) * 4
+    sampler = min(settings.max_num_seqs, settings.max_num_batched_tokens) * facts.vocab_size * 4 * 5
+    return max(forward, sampler)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

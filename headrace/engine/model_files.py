@@ -1,0 +1,229 @@
+"""Where a model's files are, and what its config.json says: read before torch is imported or a weight is loaded.
+
+Nothing here executes anything from a model directory: JSON is parsed, safetensors headers are read with bounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headrace.engine.demo import DEMO_DIRECTORY, DEMO_NAME
+from headrace.errors import ConfigError
+
+# Only what the engine reads: no pickles (.bin, .pt), no Python.
+DOWNLOADED_FILES = ("*.json", "*.jinja", "*.safetensors")
+_MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The numbers of a config.json that sizing and legality need.
+
+    dtype            the checkpoint's own dtype, e.g. "bfloat16"; None where the file does not say
+    max_model_len    longest sequence that the model's positions were made for; None where the file does not say
+    num_parameters   from the safetensors headers, or from the shape when there are no weight files
+    """
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    dtype: str | None
+    max_model_len: int | None
+    num_parameters: int
+
+    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
+        """K and V of one token over all layers (sizing reference: 2 * layers * kv heads * head size * bytes)."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
+
+
+def locate(model: str | None, *, revision: str | None = None, download_dir: str | None = None) -> tuple[str, Path]:
+    """(name, directory) of a model: the built-in one, a directory, or a name on the Hugging Face hub.
+
+    The hub's local cache is asked before the network.  Raises ConfigError when the model cannot be found.
+    """
+    if model is None or model == DEMO_NAME:
+        return DEMO_NAME, DEMO_DIRECTORY
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"--model {model} has no config.json; name a directory in the Hugging Face layout "
+                "(config.json, tokenizer.json, *.safetensors)"
+            )
+        return model, path.resolve()
+    if path.is_file():
+        raise ConfigError(f"--model {model} is a file; name the directory in the Hugging Face layout that holds it")
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ConfigError(
+            f"--model {model} is not a directory on this machine; give an existing directory, a Hugging Face name "
+            f"such as Qwen/Qwen3-0.6B, or {DEMO_NAME!r} for the built-in demonstration model"
+        )
+    return model, _from_hub(model, revision, download_dir)
+
+
+def _from_hub(name: str, revision: str | None, download_dir: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    def fetch(local_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=download_dir,
+                local_files_only=local_only,
+                allow_patterns=list(DOWNLOADED_FILES),
+            )
+        )
+
+    try:
+        cached = fetch(local_only=True)
+        # An interrupted download leaves a snapshot without its weights: only a complete one saves the network.
+        if (cached / "config.json").is_file() and weight_files(cached):
+            return cached
+    except Exception:
+        pass  # not in the cache; what is wrong is said by the network's answer below
+    try:
+        directory = fetch(local_only=False)
+    except Exception as error:  # the hub's client has a dozen kinds, and its HTTP library more
+        raise ConfigError(
+            f"--model {name} is neither a directory here, nor in the local Hugging Face cache, nor could it be "
+            f"fetched ({type(error).__name__}: {_first_line(error)}); check the name, or give a directory"
+        ) from None
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--model {name} has no config.json on the Hugging Face hub; it is no model that can be run")
+    return directory
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else "no details"
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The model's safetensors files, in order of name."""
+    return tuple(sorted(directory.glob("*.safetensors")))
+
+
+def check_weights(name: str, directory: Path) -> None:
+    """Raise ConfigError unless the directory has every safetensors file that it promises."""
+    files = weight_files(directory)
+    if not files:
+        others = sorted({path.suffix for path in directory.iterdir()} & {".bin", ".pt", ".pth", ".gguf"})
+        has = f"only {', '.join(others)} weights" if others else "no weights"
+        raise ConfigError(
+            f"--model {name} has {has}; this engine reads *.safetensors files only "
+            "(or use --load-format dummy for random weights)"
+        )
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        promised = set(read_json(index).get("weight_map", {}).values())
+        missing = sorted(promised - {path.name for path in files})
+        if missing:
+            raise ConfigError(
+                f"--model {name}: {index.name} names {len(missing)} file(s) that are not there, the first is "
+                f"{missing[0]}; fetch the model again"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ConfigError names the file when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({_first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} does not hold a JSON object")
+    return value
+
+
+def read_facts(name: str, directory: Path) -> ModelFacts:
+    """Read config.json.  Raises ConfigError for what this engine cannot run, by name."""
+    config = read_json(directory / "config.json")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures):
+        raise ConfigError(f"--model {name}: config.json's `architectures` is not a list of names")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise ConfigError(
+            f"--model {name} holds quantised weights ({method}), which this engine does not read yet; use the "
+            "bfloat16 or float32 checkpoint of the same model"
+        )
+
+    def size(key: str, default: int | None = None) -> int:
+        value = config.get(key)
+        if value is None:
+            value = default
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"--model {name}: config.json's `{key}` is {config.get(key)!r}, a positive number is needed"
+            )
+        return value
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    shape = {
+        "num_layers": size("num_hidden_layers"),
+        "hidden_size": hidden,
+        "intermediate_size": size("intermediate_size"),
+        "num_heads": heads,
+        "num_kv_heads": size("num_key_value_heads", heads),
+        "head_dim": size("head_dim", max(1, hidden // heads)),
+        "vocab_size": size("vocab_size"),
+    }
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return ModelFacts(
+        architecture=architectures[0] if architectures else "",
+        dtype=dtype if isinstance(dtype, str) else None,
+        max_model_len=size("max_position_embeddings") if config.get("max_position_embeddings") is not None else None,
+        num_parameters=_count_stored(directory) or _count_from_shape(shape, bool(config.get("tie_word_embeddings"))),
+        **shape,
+    )
+
+
+def _count_stored(directory: Path) -> int:
+    """Elements in all safetensors files, from their headers alone."""
+    count = 0
+    for path in weight_files(directory):
+        for name, tensor in _header(path).items():
+            if name != "__metadata__":
+                elements = 1
+                for dimension in tensor["shape"]:
+                    elements *= dimension
+                count += elements
+    return count
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The JSON header of one safetensors file: 8 bytes little-endian length, then the JSON."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, os.path.getsize(path) - 8):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        for name, tensor in header.items():
+            if name != "__metadata__" and not all(isinstance(each, int) and each >= 0 for each in tensor["shape"]):
+                raise ValueError(f"the shape of {name}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again") from None
+    return header
+
+
+def _count_from_shape(shape: dict[str, int], tied: bool) -> int:
+    """Parameters of a dense Llama-like model: embeddings, attention, gated MLP (biases and norms are noise)."""
+    hidden, head_dim = shape["hidden_size"], shape["head_dim"]
+    attention = hidden * head_dim * (2 * shape["num_heads"] + 2 * shape["num_kv_heads"])
+    mlp = 3 * hidden * shape["intermediate_size"]
+    embeddings = shape["vocab_size"] * hidden * (1 if tied else 2)
+    return embeddings + shape["num_layers"] * (attention + mlp + 2 * hidden)
