@@ -1,0 +1,74 @@
+"""`headrace report`: write a campaign's report and say in the terminal what it says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Parameter
+
+if TYPE_CHECKING:
+    from headrace.lab.records.results import Study
+
+app = App(name="headrace report", help="Write a campaign's report: one HTML file, its JSON twin, a summary here.")
+
+
+def prepare(argv: Sequence[str]) -> list[str]:
+    """Accept a bare `--open` for `--open yes`."""
+    tokens = list(argv)
+    for index, token in enumerate(tokens):
+        follower = tokens[index + 1] if index + 1 < len(tokens) else ""
+        if token == "--open" and follower not in ("yes", "no"):
+            tokens[index] = "--open=yes"
+    return tokens
+
+
+@app.default
+def report(
+    directory: Annotated[Path, Parameter(name="DIR", help="Directory with a study.json (or that file).")],
+    /,
+    *,
+    beside: Annotated[
+        list[str] | None,
+        Parameter(consume_multiple=True, help="Studies to show beside it: directories, or `published`."),
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="The HTML file (default DIR/report.html).")] = None,
+    json: Annotated[
+        str | None, Parameter(name="--json", help="Also write the JSON twin to this file; `-` is standard output.")
+    ] = None,
+    open: Annotated[Literal["yes", "no"], Parameter(name="--open", help="Open the report in a browser.")] = "no",
+) -> None:
+    """Write a campaign's report: one self-contained HTML file, its JSON twin, and a summary in the terminal."""
+    # Imported here so that --help stays fast.
+    from headrace.errors import ConfigError
+    from headrace.lab.findings import explain
+    from headrace.lab.report import load_study, write_report
+    from headrace.lab.report.summary import print_summary
+
+    studies = [load_study(directory), *(_beside(name) for name in beside or ())]
+    home = directory if directory.is_dir() else directory.parent
+    paths = write_report(home, studies, [explain(study) for study in studies], out)
+    if json == "-":
+        sys.stdout.write(paths.json.read_text(encoding="utf-8"))
+    elif json is not None:
+        try:
+            Path(json).write_text(paths.json.read_text(encoding="utf-8"), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--json {json} cannot be written: {error.strerror or error}") from None
+    print_summary(paths.views, paths.html, file=sys.stderr if json == "-" else None)
+    if open == "yes":
+        import webbrowser
+
+        webbrowser.open(paths.html.resolve().as_uri())
+
+
+def _beside(name: str) -> Study:
+    from headrace.lab.report import load_study
+
+    if name == "published" and not Path(name).exists():
+        from headrace.lab.records.published import load_published
+
+        return load_published()
+    return load_study(Path(name))

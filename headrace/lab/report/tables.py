@@ -1,0 +1,112 @@
+"""The report's tables as HTML: results, cells set aside, settings and provenance, one of each a study."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from headrace.lab.report.data import RESULT_COLUMNS, CellView, Metric, StudyView
+from headrace.lab.report.text import count, figure
+
+esc = html.escape
+_ROLE_SHORT = {"on": "on", "off": "off", "unset": "–"}
+
+
+def results(view: StudyView) -> str:
+    """Every cell with every figure; missing figures are a dash.  Columns sort when the script runs."""
+    columns = [metric for metric in RESULT_COLUMNS if any(metric.key in cell.values for cell in view.cells)]
+    heads = [("cell", ""), ("status", ""), ("runs", ""), ("chunked", ""), ("budget", "tokens")]
+    heads += [(metric.short, metric.unit) for metric in columns]
+    head = "".join(
+        f'<th scope="col"><button type="button" class="sort">{esc(name)}'
+        f"{f'<span>{esc(unit)}</span>' if unit else ''}</button></th>"
+        for name, unit in heads
+    )
+    body = "".join(_result_row(cell, columns) for cell in view.cells)
+    caption = f"{count(len(view.cells), 'cell')}; with repeats: mean and, below it, lowest to highest"
+    return _table(view, "results sortable", caption, head, body)
+
+
+def _result_row(cell: CellView, columns: Iterable[Metric]) -> str:
+    budget = f"{cell.budget:.0f}" if cell.budget is not None else "–"
+    values = []
+    for metric in columns:
+        value = cell.values.get(metric.key)
+        if value is None:
+            values.append('<td class="num" data-v="">–</td>')
+            continue
+        spread = "" if value.n == 1 else f"<small>{figure(value.low)} to {figure(value.high)}</small>"
+        values.append(
+            f'<td class="num" data-v="{value.mean!r}" title="{value.mean!r}">{figure(value.mean)}{spread}</td>'
+        )
+    return (
+        f'<tr id="{cell.anchor}" class="{cell.status.value}"><th scope="row">{esc(cell.name)}</th>'
+        f"<td>{_badge(cell)}</td>"
+        f'<td class="num" data-v="{cell.n_runs}">{cell.n_runs}</td>'
+        f"<td>{_ROLE_SHORT[cell.role]}</td>"
+        f'<td class="num" data-v="{cell.budget or 0!r}">{budget}</td>{"".join(values)}</tr>'
+    )
+
+
+def _badge(cell: CellView) -> str:
+    return f'<span class="badge {cell.status.value}">{esc(cell.status_label)}</span>'
+
+
+def set_aside(view: StudyView) -> str:
+    """Cells that are illegal, failed, degraded, substituted or not reached, with rule and reason."""
+    if not view.set_aside:
+        return _table(view, "", "Every cell was measured as planned.", "", "")
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("cell", "status", "rule", "why", "changed settings"))
+    body = "".join(
+        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th><td>{_badge(cell)}</td>'
+        f'<td>{esc(cell.rule) or "–"}</td><td class="prose">{esc(cell.reason) or "no reason recorded"}</td>'
+        f'<td class="prose">{esc(cell.substituted) or "–"}</td></tr>'
+        for cell in view.set_aside
+    )
+    return _table(view, "aside", f"{len(view.set_aside)} of {count(len(view.cells), 'cell')}", head, body)
+
+
+def settings(view: StudyView) -> str:
+    """What differs between cells as a table; what all share, once above it."""
+    shared = _pairs(view.common)
+    head = '<th scope="col">cell</th>' + "".join(f'<th scope="col">{esc(name)}</th>' for name in view.varying)
+    body = "".join(
+        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th>'
+        + "".join(f"<td>{esc(cell.settings.get(name, '–'))}</td>" for name in view.varying)
+        + "</tr>"
+        for cell in view.cells
+    )
+    above = f'<p class="label">The same in every cell</p>{shared}' if shared else ""
+    return _table(view, "settings", "Settings in force, by cell", head, body, above)
+
+
+def provenance(view: StudyView) -> str:
+    """Facts of the study, the sources of its runs and their warnings."""
+    facts = _pairs(view.facts) or '<p class="none">The study states no facts about its environment.</p>'
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("cell", "sources", "warnings"))
+    body = "".join(
+        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th>'
+        f'<td class="prose">{_lines(cell.sources)}</td><td class="prose">{_lines(cell.warnings)}</td></tr>'
+        for cell in view.cells
+        if cell.sources or cell.warnings
+    )
+    return _table(view, "sources", "Where the figures come from", head if body else "", body, facts)
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(text)}</dd></div>" for name, text in pairs)
+    return f'<dl class="pairs">{rows}</dl>' if rows else ""
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "<br>".join(esc(text) for text in texts) or "–"
+
+
+def _table(view: StudyView, classes: str, caption: str, head: str, body: str, above: str = "") -> str:
+    table = (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(view.title)}: {esc(caption)}">'
+        f'<table class="{classes}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        if head
+        else ""
+    )
+    return f'<div class="study-table"><h3 class="study">{esc(view.title)}</h3>{above}<p class="label">{esc(caption)}</p>{table}</div>'

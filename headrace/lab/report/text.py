@@ -1,0 +1,85 @@
+"""Numbers and foreign text, made safe and short for people: the one place where the report formats anything."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ELLIPSIS = "…"
+# Bidirectional overrides can make a line read as something else than it says.
+_BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def plain(value: object, limit: int = 2000) -> str:
+    """One line of visible text: control and bidirectional characters become U+FFFD, long text is cut with an ellipsis."""
+    text = value if isinstance(value, str) else show(value)
+    text = text[: limit + 1]
+    text = "".join(
+        " " if char in "\t\r\n" else "\ufffd" if unicodedata.category(char) in ("Cc", "Cs") or char in _BIDI else char
+        for char in text
+    )
+    return text if len(text) <= limit else text[: max(limit - 1, 0)] + ELLIPSIS
+
+
+def number(value: object) -> float | None:
+    """The value as a finite float, or None: input files may hold NaN, Infinity, text or nothing."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def figure(value: float) -> str:
+    """A figure for reading: four significant digits where it is small, whole numbers from 1000 on."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 100 or (value == int(value) and size < 1000):
+        return f"{value:.1f}".removesuffix(".0")
+    if size >= 10:
+        return f"{value:.2f}"
+    return f"{value:.3g}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """`220.1 s`, `68.3 ms`, `1,065 tok/s`: figure and unit with a no-break space; ms from 10 s on is shown in s."""
+    if unit == "ms" and abs(value) >= 10_000:
+        value, unit = value / 1000, "s"
+    return f"{figure(value)}\u00a0{unit}" if unit else figure(value)
+
+
+def show(value: Any) -> str:
+    """A setting, fact or figure of any JSON type as short text."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {show(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(show(item) for item in value)
+    return str(value)
+
+
+def flatten(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, text) pairs, in their own order."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            pairs.extend(flatten(value, f"{name}."))
+        else:
+            pairs.append((name, show(value)))
+    return pairs
+
+
+def count(amount: int, singular: str, plural: str | None = None) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{amount} {singular if amount == 1 else plural or singular + 's'}"

@@ -1,0 +1,96 @@
+"""Files in, files out: the edges of the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from headrace.errors import ConfigError
+from headrace.lab.findings.finding import Finding
+from headrace.lab.records.results import Study, study_from_json
+from headrace.lab.report.data import StudyView, as_json, study_view
+from headrace.lab.report.page import page_html
+from headrace.lab.report.panels import dashboards
+
+TWIN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPaths:
+    """What was written, and the views it was written from (for the terminal's summary)."""
+
+    html: Path
+    json: Path
+    views: tuple[StudyView, ...]
+
+
+def load_study(path: Path) -> Study:
+    """The study in `path`: a study.json, or a directory with one.  Raises ConfigError with what was expected."""
+    file = path / "study.json" if path.is_dir() else path
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        where = f"{path} has no study.json" if path.is_dir() else f"{path} does not exist"
+        raise ConfigError(
+            f"{where}; give a directory that `headrace run` or `headrace import --out` has written"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    return study_from_json(text, source=str(file))
+
+
+def write_report(
+    directory: Path,
+    studies: Sequence[Study],
+    findings_by_study: Sequence[Sequence[Finding]],
+    out: Path | None = None,
+) -> ReportPaths:
+    """Write the page (default `directory`/report.html) and its JSON twin (same name, .json).
+
+    studies            the report's own study first, then those to stand beside it
+    findings_by_study  the findings of each study, in the same order
+
+    The same input gives the same bytes.  Raises ConfigError for a place that cannot be written.
+    """
+    views = tuple(
+        study_view(study, findings, index)
+        for index, (study, findings) in enumerate(zip(studies, findings_by_study, strict=True))
+    )
+    page = out if out is not None else directory / "report.html"
+    twin = page.with_suffix(".json")
+    if twin == page or twin.name == "study.json":
+        raise ConfigError(
+            f"--out {page}: the report's JSON twin would overwrite it or the study; use a name like report.html"
+        )
+    _write(page, page_html(views))
+    _write(twin, twin_json(studies, findings_by_study))
+    return ReportPaths(page, twin, views)
+
+
+def twin_json(studies: Sequence[Study], findings_by_study: Sequence[Sequence[Finding]]) -> str:
+    """The report as JSON: each study and its findings as they came in, and what the charts show."""
+    entries = [
+        {
+            "study": asdict(study),
+            "findings": [asdict(finding) for finding in findings],
+            "charts": [asdict(board) for board in dashboards(study_view(study, findings, index))],
+        }
+        for index, (study, findings) in enumerate(zip(studies, findings_by_study, strict=True))
+    ]
+    twin = as_json({"schema_version": TWIN_VERSION, "kind": "headrace report", "studies": entries})
+    return json.dumps(twin, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file as a whole: a reader never sees half a report."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"the report cannot be written to {path}: {error.strerror or error}") from None
