@@ -1,16 +1,16 @@
-"""What one step computes, and what came of it: the frozen values between scheduler and model runner."""
+"""What one step computes, and what came of it: the immutable values between scheduler and model runner."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.core.request import FinishReason
 from headrace.core.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Positions [start, start + length) of one sequence.
 
     There is no prefill or decode flag: a decode is length 1 at the end of the sequence.  `samples` is True when
@@ -18,6 +18,8 @@ class Chunk:
     `sequence` may be read (token ids, block table, sampling parameters) until the batch is committed.
     """
 
+    # A named tuple, like TokenEvent below: one is made per sequence and step, and a frozen dataclass takes
+    # three times as long to make.
     sequence: Sequence
     start: int
     length: int
@@ -31,7 +33,9 @@ class Batch:
     admitted   sequences that entered `running`
     preempted  sequences that lost their blocks and went back to `waiting`
     dropped    sequences that the policy refused for good in this step (V0's "ignored" groups); they end with
-               FinishReason.LENGTH and no output, and their events come from `commit`
+               FinishReason.LENGTH and no further output, and their events come from `commit`
+
+    A batch without chunks needs no model run, but it must be committed like any other.
     """
 
     step: int
@@ -42,7 +46,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
+        return sum([chunk.length for chunk in self.chunks])
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,17 @@ class StepResult:
 
     `tokens` holds the sampled token of every chunk with `samples`, in the batch's order.  `failed` maps a
     request id to the reason why its row is unusable (NaN logits, say): that request ends with
-    FinishReason.ERROR, the others go on; its entry in `tokens` is ignored.
+    FinishReason.ERROR, the others go on; its entry in `tokens` is ignored (but present).
     """
 
     tokens: tuple[int, ...]
     failed: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One new token of one sequence, or its end, or both.
 
-    `token_id` is None for an end without a token (dropped, failed, refused).  `stop_reason` is the stop id that
+    `token_id` is None for an end without a token (dropped, failed).  `stop_reason` is the stop id that
     matched, None for the model's own end token.
     """
 

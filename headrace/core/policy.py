@@ -1,0 +1,234 @@
+"""The four published scheduling policies: vLLM's V1 and V0, each with and without chunked prefill.
+
+A policy plans one step: it reads and writes the scheduler's state and adds chunks to the draft.  `computed`
+advances here, not when the step's result arrives.  "Chunked prefill off" names two different policies: V0 (`v0`)
+runs batches of pure prefill that stall every decode; V1 (`v1-whole`) serves decodes first and lets a prompt wait
+until it fits whole into what is left of the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from headrace.core.batch import Chunk
+from headrace.core.blocks import Room
+from headrace.core.queues import rank
+from headrace.core.sequence import Phase, Sequence
+from headrace.core.state import Draft, State
+
+
+def plan_v1(state: State, draft: Draft) -> None:
+    """Decodes and chunks in list order, then admission; chunked prefill on."""
+    _continue_v1(state, draft)
+    if not draft.preempted:
+        _admit_v1(state, draft, whole=False)
+
+
+def plan_v1_whole(state: State, draft: Draft) -> None:
+    """As `plan_v1`, but a prompt enters only when all of it fits into the rest of the budget."""
+    _continue_v1(state, draft)
+    if not draft.preempted:
+        _admit_v1(state, draft, whole=True)
+
+
+def plan_v0(state: State, draft: Draft) -> None:
+    """Prefill first: while any prompt can be admitted whole, every decode stalls; the two never mix."""
+    config = state.config
+    # Running sequences cost seats here, not tokens.
+    _admit_v0(state, draft, seats=config.max_num_seqs - len(state.running), chunking=False)
+    if draft.chunks:
+        return
+    if not state.is_fcfs:
+        _make_way(state, draft)
+    decodes, _, left_over, evicted = _serve_v0(state, draft, chunking=False)
+    state.running = left_over + _sequences(decodes)
+    _give_back(state, evicted)
+
+
+def plan_v0_chunked(state: State, draft: Draft) -> None:
+    """What runs first, in queue order, then prompts in chunks; unserved sequences keep the front of the queue."""
+    decodes, chunks, left_over, evicted = _serve_v0(state, draft, chunking=True)
+    # Chunks that end their prompt now stand before the others, because they decode in the next step.
+    ordered = [chunk for chunk in chunks if chunk.samples] + [chunk for chunk in chunks if not chunk.samples]
+    state.running = left_over + _sequences(decodes) + _sequences(ordered)
+    draft.chunks = []
+    _admit_v0(state, draft, seats=state.config.max_num_seqs - len(decodes) - len(chunks), chunking=True)
+    draft.chunks += chunks + decodes
+    # An eviction does not block admission here, unlike in V1: who was evicted enters `waiting` afterwards.
+    _give_back(state, evicted)
+
+
+POLICIES: dict[str, Callable[[State, Draft], None]] = {
+    "v1": plan_v1,
+    "v1-whole": plan_v1_whole,
+    "v0": plan_v0,
+    "v0-chunked": plan_v0_chunked,
+}
+
+
+def _continue_v1(state: State, draft: Draft) -> None:
+    """Serve `running` in list order; when blocks run out, evict from the end (or the worst rank) and serve on."""
+    running, blocks = state.running, state.blocks
+    threshold, block_size = state.config.long_prefill_token_threshold, state.config.block_size
+    index = 0
+    while index < len(running) and draft.left > 0:
+        sequence = running[index]
+        length = sequence.num_tokens - sequence.computed
+        if length > 1:
+            if 0 < threshold < length:
+                length = threshold
+            if length > draft.left:
+                length = draft.left
+        # No bound by max_model_len: a sequence ends when it reaches it, so its gap stays below.
+        end = sequence.computed + length
+        if end > len(sequence.block_table) * block_size:
+            while not blocks.grow(sequence, end):
+                victim = running[-1] if state.is_fcfs else max(running, key=rank)
+                place = running.index(victim) if victim is not running[-1] else len(running) - 1
+                del running[place]
+                if place < index:
+                    index -= 1
+                    chunk = draft.withdraw(victim)
+                    if chunk is not None:
+                        # Its blocks may be findable already, but nobody is going to fill them.
+                        blocks.retract(victim, chunk.start)
+                draft.preempted.append(state.evict(victim))
+                state.waiting.give_back(victim)
+                if victim is sequence:
+                    # It evicted itself: nothing behind it is left to free.
+                    return
+        state.serve(draft, sequence, length)
+        index += 1
+
+
+def _admit_v1(state: State, draft: Draft, *, whole: bool) -> None:
+    """Admit from the head of `waiting`, never looking past it."""
+    config, waiting, running, blocks = state.config, state.waiting, state.running, state.blocks
+    threshold = config.long_prefill_token_threshold
+    while draft.left > 0 and len(running) < config.max_num_seqs and len(waiting):
+        sequence = waiting.head()
+        reuse = blocks.lookup(sequence)
+        cached = len(reuse) * config.block_size
+        # A preempted sequence computes its own output again, so this is not the prompt's length.
+        length = sequence.num_tokens - cached
+        if 0 < threshold < length:
+            length = threshold
+        if length > draft.left:
+            if whole:
+                return
+            length = draft.left
+        fits = blocks.grow(
+            sequence,
+            cached + length,
+            reuse=reuse,
+            whole=sequence.num_tokens if config.reserve_full else 0,
+            # Not when nothing runs: a prompt of the whole pool must be able to start.
+            keep=blocks.watermark_blocks if running else 0,
+        )
+        if not fits:
+            return
+        state.admit(draft, cached)
+        state.serve(draft, sequence, length)
+
+
+def _admit_v0(state: State, draft: Draft, *, seats: int, chunking: bool) -> None:
+    """Admit from the head of `waiting`: all blocks of the prompt at once, even when only a chunk of it runs."""
+    config, waiting, blocks = state.config, state.waiting, state.blocks
+    limit = config.max_model_len
+    if not chunking:
+        limit = min(limit, config.max_num_batched_tokens)
+    while len(waiting):
+        sequence = waiting.head()
+        reuse = blocks.lookup(sequence, whole=True)
+        # When all of it is cached, the last token is computed again, for its logits.
+        cached = min(len(reuse) * config.block_size, sequence.num_tokens - 1)
+        length = sequence.num_tokens - cached
+        if chunking:
+            length = min(length, _whole_blocks(state, draft.left))
+        if cached + length > limit:
+            state.drop(draft)
+            continue
+        room = blocks.room(sequence.num_tokens)
+        if room is Room.NEVER:
+            state.drop(draft)
+            continue
+        if room is Room.LATER or not 0 < length <= draft.left or seats < 1:
+            return
+        blocks.grow(sequence, sequence.num_tokens, reuse=reuse)
+        state.admit(draft, cached)
+        state.serve(draft, sequence, length)
+        seats -= 1
+
+
+def _serve_v0(
+    state: State, draft: Draft, *, chunking: bool
+) -> tuple[list[Chunk], list[Chunk], list[Sequence], list[Sequence]]:
+    """Serve `running` from the front, evicting from the back; the caller puts `running` together again.
+
+    Returns decodes, chunks of prompts, sequences that were not served, and evicted ones (newest first).
+    """
+    queue, blocks = state.running, state.blocks
+    decodes: list[Chunk] = []
+    chunks: list[Chunk] = []
+    evicted: list[Sequence] = []
+    first, end = 0, len(queue)
+    while first < end:
+        sequence = queue[first]
+        length = sequence.num_tokens - sequence.computed
+        if chunking:
+            length = min(length, _whole_blocks(state, draft.left))
+            if length == 0:
+                break
+        first += 1
+        is_prefill = sequence.computed < sequence.prefill_length
+        # The worst case, as V0 has it: one free block, even when the last block still has a place.
+        while blocks.num_free == 0:
+            if end > first:
+                end -= 1
+                victim = queue[end]
+            elif is_prefill and first == 1:
+                # Alone, and all its blocks are there since its admission: evicting it would repeat for ever.
+                # V0's own 1 % watermark hides this; pools of less than 100 blocks have none.
+                break
+            else:
+                victim = sequence
+            draft.preempted.append(state.evict(victim))
+            evicted.append(victim)
+            if victim is sequence:
+                break
+        if sequence.phase is Phase.RUNNING:
+            blocks.grow(sequence, sequence.computed + length)
+            (chunks if is_prefill else decodes).append(state.serve(draft, sequence, length))
+    return decodes, chunks, queue[first:end], evicted
+
+
+def _make_way(state: State, draft: Draft) -> None:
+    """Priority in V0: evict running sequences that rank below the best waiting one, until that one fits."""
+    running, waiting = state.running, state.waiting
+    running.sort(key=rank)
+    if not len(waiting):
+        return
+    head = waiting.head()
+    while running and rank(running[-1]) > rank(head):
+        if state.blocks.room(head.num_tokens) is Room.NOW and len(running) < state.config.max_num_seqs:
+            break
+        victim = running.pop()
+        draft.preempted.append(state.evict(victim))
+        state.waiting.give_back(victim)
+
+
+def _give_back(state: State, evicted: list[Sequence]) -> None:
+    """Evicted sequences are newest first; given back one by one, the oldest ends up in front."""
+    for sequence in evicted:
+        state.waiting.give_back(sequence)
+
+
+def _whole_blocks(state: State, tokens: int) -> int:
+    """V0 chunks along block boundaries when prefix caching is on; that rounds the budget of decodes as well."""
+    if not state.config.enable_prefix_caching:
+        return tokens
+    return tokens - tokens % state.config.block_size
+
+
+def _sequences(chunks: list[Chunk]) -> list[Sequence]:
+    return [chunk.sequence for chunk in chunks]
