@@ -1,0 +1,184 @@
+"""Request bodies of the OpenAI API as types: every numeric and size field has its bound here.
+
+No value reaches the engine that it was not built for; what is wrong is named in one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from headrace.errors import InvalidRequest
+from headrace.server.fields import known_fields
+
+MAX_N = 128
+MAX_PROMPTS = 2048
+MAX_MESSAGES = 2048
+MAX_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_STOP_CHARS = 1024
+MAX_STOP_IDS = 128
+MAX_NAME_CHARS = 512
+INT32 = 2**31 - 1
+INT64 = 2**63 - 1
+
+Body = TypeVar("Body", bound="StrictBody")
+_Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
+_Int32 = Annotated[int, Field(ge=0, le=INT32)]
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}, "minItems": 1},
+    ]
+}
+_TEXT_OR_PARTS_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                "required": ["type", "text"],
+            },
+        },
+    ]
+}
+_STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
+
+
+class StrictBody(BaseModel):
+    # Strict: "16" is no number and true is no integer; a silent conversion would hide the caller's mistake.
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class StreamOptions(StrictBody):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class Message(StrictBody):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, WithJsonSchema(_TEXT_OR_PARTS_SCHEMA)]
+    name: _Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_fields(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        for name, item in value.items():
+            if name in cls.model_fields:
+                kept[name] = item
+            elif item is not None and item != []:  # `tool_calls: []`, `refusal: null` as clients send them back
+                raise _refusal(f"the field `{str(name)[:64]}` of a message is not supported")
+        return kept
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for part in value:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str) or len(part) != 2:
+                raise _refusal('only text parts are supported: {"type": "text", "text": "…"}')
+        return "\n".join(part["text"] for part in value)
+
+
+class SamplingFields(StrictBody):
+    """What completions and chat have in common.  None means: the model's own default, then vLLM's."""
+
+    model: _Name | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
+        Field(max_length=MAX_STOPS),
+        WithJsonSchema(_STOP_SCHEMA),
+    ] = []
+    stop_token_ids: Annotated[list[_Int32], Field(max_length=MAX_STOP_IDS)] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: _Int32 = 0
+    max_tokens: _Int32 | None = None
+    skip_special_tokens: bool = True
+    priority: Annotated[int, Field(ge=-INT32, le=INT32)] = 0
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)] = ""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> SamplingFields:
+        if self.stream_options is not None and not self.stream:
+            raise _refusal("`stream_options` is allowed only with `stream: true`")
+        return self
+
+
+class CompletionBody(SamplingFields):
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_special_tokens: bool = True
+
+
+class ChatBody(SamplingFields):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: _Int32 | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: Literal[False] = False
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+
+
+class TokenizeBody(StrictBody):
+    model: _Name | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(StrictBody):
+    model: _Name | None = None
+    tokens: list[_Int32]
+
+
+def _refusal(text: str) -> PydanticCustomError:
+    return PydanticCustomError("refused", "{text}", {"text": text})
+
+
+def parse(model: type[Body], body: Mapping[str, Any]) -> Body:
+    """Validate a JSON object.  Raises InvalidRequest with the first field that is wrong, in one sentence."""
+    kept = known_fields(body, model.model_fields)
+    try:
+        return model.model_validate(kept)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        got = first.get("input")
+        shown = (
+            f", got {got!r}"[:80] if isinstance(got, bool | int | float | str) and first["type"] != "missing" else ""
+        )
+        where = f"`{param}`: " if param else ""
+        raise InvalidRequest(f"{where}{first['msg']}{shown}.", param=param, code="invalid_value") from None

@@ -1,0 +1,95 @@
+"""Request fields that the server knows but does not act on: which are harmless, which are refused, and why.
+
+The rule: a field that provably changes nothing is accepted, a field that would change the answer is refused by name
+unless it holds the value that means "off", and a field nobody knows is refused too.  `null` always means "not given".
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from headrace.errors import InvalidRequest
+
+# name -> why any value is harmless
+NO_EFFECT: dict[str, str] = {
+    "user": "names the end user, for abuse reports; the answer does not depend on it",
+    "safety_identifier": "the same, under its newer name",
+    "metadata": "labels for a stored answer; answers are never stored here",
+    "prompt_cache_key": "a routing hint for a fleet; one server has one prefix cache",
+    "include_reasoning": "separates reasoning from the answer; without a reasoning parser there is nothing to separate",
+    "parallel_tool_calls": "limits tool calls; there are none, because `tools` is refused",
+}
+
+# name -> (values that mean "off", why any other value is refused)
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "tools": (([],), "tool calls are not supported"),
+    "tool_choice": (("none", "auto"), "tool calls are not supported"),
+    "functions": (([],), "tool calls are not supported"),
+    "function_call": (("none", "auto"), "tool calls are not supported"),
+    "response_format": (({"type": "text"},), "structured output is not supported"),
+    "structured_outputs": ((), "structured output is not supported"),
+    "guided_json": ((), "structured output is not supported"),
+    "guided_regex": ((), "structured output is not supported"),
+    "guided_choice": ((), "structured output is not supported"),
+    "guided_grammar": ((), "structured output is not supported"),
+    "guided_decoding_backend": ((), "structured output is not supported"),
+    "logit_bias": (({},), "changing single logits is not supported"),
+    "allowed_token_ids": ((), "restricting the vocabulary is not supported"),
+    "bad_words": (([],), "forbidding words is not supported"),
+    "logits_processors": (([],), "custom logits processors are not supported"),
+    "suffix": (("",), "insertion before a suffix is not supported"),
+    "prompt_logprobs": ((), "log-probabilities of the prompt are not computed"),
+    "best_of": ((1,), "sampling several answers and keeping the best is not supported; use `n`"),
+    "use_beam_search": ((False,), "beam search is not supported"),
+    "length_penalty": ((1, 1.0), "beam search is not supported"),
+    "early_stopping": ((False,), "beam search is not supported"),
+    "truncate_prompt_tokens": ((), "prompts are not truncated; shorten the prompt"),
+    "truncation_side": ((), "prompts are not truncated; shorten the prompt"),
+    "continue_final_message": ((False,), "continuing the last message is not supported"),
+    "chat_template": ((), "templates from clients are not rendered, for safety; start the server with --chat-template"),
+    "chat_template_kwargs": (({},), "arguments for the chat template are not supported"),
+    "documents": (([],), "documents for the chat template are not supported"),
+    "reasoning_effort": ((), "the effort of reasoning models cannot be set"),
+    "reasoning": ((), "the effort of reasoning models cannot be set"),
+    "thinking_token_budget": ((), "the effort of reasoning models cannot be set"),
+    "verbosity": ((), "the length of answers cannot be set by this field; use `max_tokens`"),
+    "modalities": ((["text"],), "only text is generated"),
+    "audio": ((), "only text is generated"),
+    "prediction": ((), "predicted outputs are not supported"),
+    "web_search_options": ((), "there is no web search"),
+    "mm_processor_kwargs": (({},), "only text is read"),
+    "store": ((False,), "answers are never stored"),
+    "service_tier": (("auto", "default"), "there is one service tier"),
+    "return_tokens_as_token_ids": ((False,), "tokens are returned as text"),
+    "return_token_ids": ((False,), "token ids are not returned"),
+    "return_token_strs": ((False,), "token strings are returned by /tokenize only"),
+    "spaces_between_special_tokens": ((True,), "special tokens are joined as the tokenizer does it"),
+    "repetition_detection": ((), "stopping on repetition is not supported"),
+    "request_id": ((), "the server makes the ids of requests"),
+    "session_id": ((), "requests have no session"),
+    "kv_transfer_params": ((), "there is no K/V transfer"),
+    "vllm_xargs": (({},), "extra arguments are not supported"),
+    "image": ((), "only text is read"),
+}
+
+
+def known_fields(body: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    """The part of `body` that the server acts on, without nulls.  Raises InvalidRequest naming another field."""
+    known = frozenset(fields)
+    kept: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None or (name in NO_EFFECT and name not in known):
+            continue
+        if name in known:
+            kept[name] = value
+        elif name in REFUSED:
+            off, reason = REFUSED[name]
+            if not any(type(value) is type(harmless) and value == harmless for harmless in off):
+                raise InvalidRequest(f"`{name}` is not supported: {reason}.", param=name, code="unsupported_parameter")
+        else:
+            near = difflib.get_close_matches(name[:64], known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise InvalidRequest(f"Unknown field `{name[:64]}`.{hint}", param=name[:64], code="unknown_parameter")
+    return kept

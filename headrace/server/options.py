@@ -1,0 +1,32 @@
+"""What the server is told at start; the engine has a configuration of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Resolved options of one server process.
+
+    host, port           port 0 takes a free one; the ready line prints it
+    api_keys             any of them opens the server; empty means no key is asked for
+    served_model_names   names that the API accepts (the first is the one it answers with); empty takes the engine's
+    shutdown_timeout_s   vLLM's semantics: 0 aborts requests in flight at the first SIGTERM or SIGINT, N refuses new
+                         work and lets them run for up to N seconds.  vLLM's default is 0; here it is 30, so that a
+                         plain `kill` loses nothing.  Every stream ends with a finish or an error event.
+    log_level            debug, info, warning, error
+    enable_log_requests  one line per request, and uvicorn's access log
+    max_body_bytes       larger request bodies get a 413
+    max_queued           sequences that may wait for the scheduler; above it new requests get a 429
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    served_model_names: tuple[str, ...] = ()
+    shutdown_timeout_s: float = 30.0
+    log_level: str = "info"
+    enable_log_requests: bool = False
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_queued: int = 4096

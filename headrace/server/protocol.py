@@ -1,0 +1,259 @@
+"""Request bodies -> what the engine is asked to generate: tokens, sampling parameters, ids and bounds."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from headrace.core.request import Request, SamplingParams
+from headrace.errors import InvalidRequest
+from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
+from headrace.server.state import ServedEngine, Tokenizer
+
+MAX_PROMPTS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One API request as the engine sees it: `n` sequences for each prompt, in the order of the choices.
+
+    `echo` holds the text of each prompt when it was asked for.  `num_logprobs` is the number of alternatives per token,
+    None for no log-probabilities.
+    """
+
+    request_id: str
+    created: int
+    model: str
+    chat: bool
+    n: int
+    requests: tuple[Request, ...]
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    num_logprobs: int | None
+    echo: tuple[str, ...] | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.requests) // self.n
+
+    @property
+    def only_echo(self) -> bool:
+        """True when no token is asked for (`max_tokens: 0`, allowed with `echo`): the engine is not needed."""
+        return self.requests[0].params.max_tokens == 0
+
+    def echo_of(self, index: int) -> str:
+        """What choice `index` repeats before its own text."""
+        return "" if self.echo is None else self.echo[index // self.n]
+
+
+def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Generation:
+    """Tokenise the prompts and bound the output.  Raises InvalidRequest."""
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            "`echo` together with `logprobs` is not supported: log-probabilities of the prompt are not computed.",
+            param="echo",
+            code="unsupported_parameter",
+        )
+    tokenizer = engine.tokenizer
+    prompts = _prompts(body.prompt)
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequest(f"`prompt`: at most {MAX_PROMPTS} prompts, got {len(prompts)}.", param="prompt")
+    token_ids = [
+        tokenizer.encode(prompt, body.add_special_tokens)
+        if isinstance(prompt, str)
+        else checked_ids(prompt, tokenizer, "prompt")
+        for prompt in prompts
+    ]
+    echo = None
+    if body.echo:
+        echo = tuple(p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=False) for p in prompts)
+    default = engine.sampling_defaults.get("max_tokens", SamplingParams().max_tokens)
+    max_tokens = default if body.max_tokens is None else body.max_tokens
+    return _generation(
+        body, model, engine, "cmpl", token_ids, max_tokens=max_tokens, num_logprobs=body.logprobs, echo=echo
+    )
+
+
+def chat(body: ChatBody, model: str, engine: ServedEngine) -> Generation:
+    """Render and tokenise the conversation; the output may fill what is left of the context.  Raises InvalidRequest."""
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise InvalidRequest("`max_tokens` and `max_completion_tokens` differ; send one.", param="max_tokens")
+    token_ids = chat_token_ids(body.messages, engine.tokenizer, body.add_generation_prompt, body.add_special_tokens)
+    max_tokens = limits.pop() if limits else engine.sampling_defaults.get("max_tokens")
+    return _generation(
+        body,
+        model,
+        engine,
+        "chatcmpl",
+        [token_ids],
+        max_tokens=max_tokens,
+        num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+
+
+def chat_token_ids(
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, add_special_tokens: bool
+) -> list[int]:
+    """Token ids of a conversation.  Special tokens come from the template, hence normally not from the tokenizer."""
+    plain = [message.model_dump(exclude_none=True) for message in messages]
+    try:
+        text = tokenizer.render_chat(plain, add_generation_prompt)
+    except InvalidRequest:
+        raise
+    except Exception as error:
+        # The template is the model author's code: what it refuses ("roles must alternate") is the caller's to mend.
+        raise InvalidRequest(f"The chat template refused the messages: {error}.", param="messages") from error
+    return tokenizer.encode(text, add_special_tokens)
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """The four forms of `prompt` as a list of texts and token lists."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(type(item) is int for item in value):
+            return [value]
+        if all(isinstance(item, str) for item in value):
+            return list(value)
+        if all(isinstance(item, list) and all(type(token) is int for token in item) for item in value):
+            return list(value)
+    raise InvalidRequest(
+        "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists.", param="prompt"
+    )
+
+
+def checked_ids(ids: list[int], tokenizer: Tokenizer, param: str) -> list[int]:
+    if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise InvalidRequest(
+            f"Token id {wrong} is out of vocabulary: ids go from 0 to {tokenizer.vocab_size - 1}.", param=param
+        )
+    return ids
+
+
+def _generation(
+    body: SamplingFields,
+    model: str,
+    engine: ServedEngine,
+    prefix: str,
+    prompts: list[list[int]],
+    *,
+    max_tokens: int | None,
+    num_logprobs: int | None,
+    echo: tuple[str, ...] | None = None,
+) -> Generation:
+    if body.priority and engine.config.scheduling_policy != "priority":
+        raise InvalidRequest(
+            "`priority` needs a server started with --scheduling-policy priority; this one serves in order of arrival.",
+            param="priority",
+            code="unsupported_parameter",
+        )
+    request_id = f"{prefix}-{uuid.uuid4().hex}"
+    base = _sampling(body, engine, num_logprobs)
+    requests: list[Request] = []
+    for ids in prompts:
+        params = _with_length(base, ids, max_tokens, engine.config.max_model_len, body, only_echo=echo is not None)
+        for i in range(body.n):
+            requests.append(
+                Request(
+                    request_id=f"{request_id}-{len(requests)}",
+                    prompt_token_ids=ids,
+                    # As in vLLM: the i-th sequence of a seeded request has the seed plus i.
+                    params=params if params.seed is None else replace(params, seed=(params.seed + i) % 2**63),
+                    eos_token_ids=engine.tokenizer.eos_token_ids,
+                    priority=body.priority,
+                    arrived=time.perf_counter(),
+                    cache_salt=body.cache_salt,
+                )
+            )
+    options = body.stream_options or StreamOptions()
+    return Generation(
+        request_id=request_id,
+        created=int(time.time()),
+        model=model,
+        chat=prefix == "chatcmpl",
+        n=body.n,
+        requests=tuple(requests),
+        stream=body.stream,
+        include_usage=options.include_usage,
+        continuous_usage=options.include_usage and options.continuous_usage_stats,
+        num_logprobs=num_logprobs,
+        echo=echo,
+    )
+
+
+def _sampling(body: SamplingFields, engine: ServedEngine, num_logprobs: int | None) -> SamplingParams:
+    """What the request says, else the model's own defaults, else vLLM's.  The length is not decided here."""
+    vocab_size = engine.tokenizer.vocab_size
+    for token in body.stop_token_ids:
+        if token >= vocab_size:
+            raise InvalidRequest(
+                f"Token id {token} is out of vocabulary: ids go from 0 to {vocab_size - 1}.", param="stop_token_ids"
+            )
+
+    def chosen(name: str) -> Any:
+        given = getattr(body, name)
+        return engine.sampling_defaults.get(name, getattr(_VLLM_DEFAULTS, name)) if given is None else given
+
+    return SamplingParams(
+        min_tokens=body.min_tokens,
+        temperature=chosen("temperature"),
+        top_p=chosen("top_p"),
+        top_k=max(0, chosen("top_k")),  # -1 is vLLM's older spelling of "off"
+        min_p=chosen("min_p"),
+        presence_penalty=chosen("presence_penalty"),
+        frequency_penalty=chosen("frequency_penalty"),
+        repetition_penalty=chosen("repetition_penalty"),
+        seed=None if body.seed in (None, -1) else body.seed,  # -1 means "no seed" in vLLM
+        stop=tuple(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids),
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        ignore_eos=body.ignore_eos,
+        logprobs=num_logprobs,
+        skip_special_tokens=body.skip_special_tokens,
+    )
+
+
+def _with_length(
+    params: SamplingParams,
+    prompt: list[int],
+    max_tokens: int | None,
+    max_model_len: int,
+    body: SamplingFields,
+    *,
+    only_echo: bool,
+) -> SamplingParams:
+    """Fix `max_tokens` for one prompt.  An explicit limit must fit into the context; a default one is cut to fit."""
+    explicit = body.max_tokens is not None or getattr(body, "max_completion_tokens", None) is not None
+    param = "messages" if isinstance(body, ChatBody) else "prompt"
+    if not prompt:
+        raise InvalidRequest("The prompt is empty: at least one token is needed.", param=param)
+    least = 0 if only_echo and max_tokens == 0 else 1
+    if explicit and max_tokens is not None and max_tokens < least:
+        raise InvalidRequest(f"`max_tokens` must be at least 1, got {max_tokens}.", param="max_tokens")
+    room = max_model_len - len(prompt)
+    wanted = max_tokens if explicit and max_tokens is not None else least
+    if wanted > room:
+        raise InvalidRequest(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested {wanted} output "
+            f"tokens and your prompt contains at least {len(prompt)} input tokens, for a total of at least "
+            f"{len(prompt) + wanted} tokens. Please reduce the length of the prompt or the number of output tokens.",
+            param=param if room < 1 else "max_tokens",
+            code="context_length_exceeded",
+        )
+    fixed = wanted if explicit else room if max_tokens is None else min(max_tokens, room)
+    if params.min_tokens > fixed:
+        raise InvalidRequest(
+            f"`min_tokens` ({params.min_tokens}) must not be larger than `max_tokens` ({fixed}).", param="min_tokens"
+        )
+    return replace(params, max_tokens=fixed)
+
+
+_VLLM_DEFAULTS = SamplingParams()

@@ -1,0 +1,93 @@
+"""Outputs of the engine -> server-sent events, as OpenAI's clients and benchmark clients read them.
+
+What clients measure decides the framing.  A benchmark client starts its TTFT at the first event with choices and counts
+a gap per event, so: nothing with choices is sent before the first token, the role travels in the first token's own
+delta, every output is one event, and no event has an empty delta except the one that only ends a choice.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from headrace.engine.async_engine import Output
+from headrace.server.protocol import Generation
+from headrace.server.responses import Usage, chat_logprobs, completion_logprobs
+from headrace.server.state import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+# Line ends for str.splitlines, though not for SSE: raw ones would cut an event in half in such clients.
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One frame: `data: {json}`, then an empty line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for raw, escaped in _LINE_ENDS.items():
+        if raw in text:
+            text = text.replace(raw, escaped)
+    return f"data: {text}\n\n".encode("utf-8", errors="replace")
+
+
+class Chunks:
+    """The events of one streamed answer.  Keeps what later chunks need: usage, roles sent, text offsets."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._usage = Usage(generation)
+        self._begun = [False] * len(generation.requests)
+        self._offsets = [0] * len(generation.requests)
+        self._head = {
+            "id": generation.request_id,
+            "object": "chat.completion.chunk" if generation.chat else "text_completion",
+            "created": generation.created,
+            "model": generation.model,
+        }
+
+    def chunk(self, index: int, output: Output) -> bytes:
+        """The event of one output: its text, and the finish reason if it is the last."""
+        self._usage.add(index, output)
+        choice: dict[str, Any] = {"index": index}
+        first, self._begun[index] = not self._begun[index], True
+        if self._generation.chat:
+            choice["delta"] = self._delta(output.text, first)
+        else:
+            choice["text"] = (self._generation.echo_of(index) if first else "") + output.text
+        choice["logprobs"] = self._logprobs(index, output)
+        choice["finish_reason"] = None if output.finish_reason is None else output.finish_reason.value
+        if output.finish_reason is not None:
+            choice["stop_reason"] = output.stop_reason
+        return self._event([choice], self._generation.continuous_usage)
+
+    def only_echo(self, index: int) -> bytes:
+        """The single chunk of a completion with `max_tokens: 0`."""
+        text = self._generation.echo_of(index)
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": "length", "stop_reason": None}
+        return self._event([choice], self._generation.continuous_usage)
+
+    def usage(self) -> bytes:
+        """The last event before the end when `include_usage` was asked for, else nothing."""
+        return self._event([], True) if self._generation.include_usage else b""
+
+    def _delta(self, text: str, first: bool) -> dict[str, str]:
+        if first:
+            return {"role": "assistant", "content": text}
+        return {"content": text} if text else {}
+
+    def _logprobs(self, index: int, output: Output) -> dict[str, Any] | None:
+        num_top = self._generation.num_logprobs
+        if num_top is None or output.logprobs is None:
+            return None
+        if self._generation.chat:
+            return chat_logprobs(output.logprobs, self._tokenizer, num_top)
+        value, self._offsets[index] = completion_logprobs(
+            output.logprobs, self._tokenizer, num_top, self._offsets[index]
+        )
+        return value
+
+    def _event(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
+        value: dict[str, Any] = {**self._head, "choices": choices}
+        if self._generation.include_usage:
+            value["usage"] = self._usage.as_json() if with_usage else None
+        return event(value)
