@@ -1,0 +1,187 @@
+"""Sends the requests when they are due, and writes down what happened to each: open loop, limited, or closed loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headrace.clock import Clock
+from headrace.lab.client.transport import Exchange
+
+TICK_S = 0.05
+PROGRESS_S = 1.0
+
+
+class Transport(Protocol):
+    async def post(self, body: bytes, exchange: Exchange) -> None: ...
+
+
+@dataclass(slots=True)
+class Sent:
+    """One issued request: its place in the workload, when it was due, when the client's own limit let it go."""
+
+    index: int
+    planned_ns: int
+    admitted_ns: int
+    exchange: Exchange = field(default_factory=Exchange)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; `total` requests are to be sent."""
+
+    issued: int
+    done: int
+    failed: int
+    total: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """What was issued, in workload order.  After an interruption the rest of the workload is missing from `sent`."""
+
+    sent: list[Sent]
+    start_ns: int
+    end_ns: int
+    loop_lags_ns: list[int]
+    interrupted: bool
+
+
+async def run_load(
+    bodies: Sequence[bytes],
+    schedule_ns: Sequence[int] | None,
+    transport: Transport,
+    clock: Clock,
+    *,
+    max_concurrency: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_done: Callable[[Sent], None] | None = None,
+) -> LoadOutcome:
+    """Send every body.
+
+    schedule_ns      due times from the start, ascending; None is a closed loop of `max_concurrency` users, where a
+                     request is due when a user becomes free
+    max_concurrency  requests in flight at most; with a schedule, a request that is due waits for a slot (the wait is
+                     `admitted_ns - planned_ns`)
+    on_done          called after each answer, in the event loop: it must be quick
+    Cancelling the calling task (Ctrl-C) ends the run early; what was issued is returned, `interrupted` is set.
+    """
+    run = _Run(bodies, transport, clock, progress, on_done)
+    watch = asyncio.create_task(run.watch())
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection over all records would stop the clock of every stream
+    try:
+        if schedule_ns is None:
+            assert max_concurrency is not None, "a closed loop has a number of users"
+            await run.closed_loop(max_concurrency)
+        else:
+            await run.open_loop(schedule_ns, max_concurrency)
+        interrupted = False
+    except asyncio.CancelledError:
+        interrupted = True
+    finally:
+        end_ns = clock.now_ns()
+        watch.cancel()
+        gc.enable()
+        gc.unfreeze()
+    run.report()
+    run.sent.sort(key=lambda sent: sent.index)
+    return LoadOutcome(run.sent, run.start_ns, end_ns, run.loop_lags_ns, interrupted)
+
+
+class _Run:
+    def __init__(
+        self,
+        bodies: Sequence[bytes],
+        transport: Transport,
+        clock: Clock,
+        progress: Callable[[Progress], None] | None,
+        on_done: Callable[[Sent], None] | None,
+    ) -> None:
+        self._bodies = bodies
+        self._transport = transport
+        self._clock = clock
+        self._progress = progress
+        self._on_done = on_done
+        self.sent: list[Sent] = []
+        self._done = 0
+        self._failed = 0
+        self.loop_lags_ns: list[int] = []
+        self.start_ns = clock.now_ns()
+
+    async def open_loop(self, schedule_ns: Sequence[int], limit: int | None) -> None:
+        slots = asyncio.Semaphore(limit) if limit is not None else None
+        self.start_ns = self._clock.now_ns()
+        tasks: list[asyncio.Task[None]] = []
+        async with _together(tasks):
+            for index, due_ns in enumerate(schedule_ns):
+                planned_ns = self.start_ns + due_ns
+                # Timers are coarse (a millisecond with uvloop) and may fire early: ask again until it is time.
+                while (wait_ns := planned_ns - self._clock.now_ns()) > 0:
+                    await asyncio.sleep(wait_ns / 1e9)
+                tasks.append(asyncio.create_task(self._one(index, planned_ns, slots)))
+
+    async def closed_loop(self, users: int) -> None:
+        waiting = iter(range(len(self._bodies)))
+        self.start_ns = self._clock.now_ns()
+
+        async def user() -> None:
+            for index in waiting:
+                await self._one(index, self._clock.now_ns(), None)
+
+        tasks: list[asyncio.Task[None]] = []
+        async with _together(tasks):
+            for _ in range(min(users, len(self._bodies))):
+                tasks.append(asyncio.create_task(user()))
+
+    async def _one(self, index: int, planned_ns: int, slots: asyncio.Semaphore | None) -> None:
+        if slots is None:
+            return await self._send(Sent(index, planned_ns, planned_ns))
+        async with slots:
+            return await self._send(Sent(index, planned_ns, self._clock.now_ns()))
+
+    async def _send(self, sent: Sent) -> None:
+        self.sent.append(sent)
+        try:
+            await self._transport.post(self._bodies[sent.index], sent.exchange)
+        finally:
+            self._done += 1
+            self._failed += not sent.exchange.ok
+            if self._on_done is not None:
+                self._on_done(sent)
+
+    async def watch(self) -> None:
+        """Measure how late the loop wakes us: that is how late any stamp may be.  Reports progress on the way."""
+        since_report = 0.0
+        while True:
+            before_ns = self._clock.now_ns()
+            await asyncio.sleep(TICK_S)
+            self.loop_lags_ns.append(max(0, self._clock.now_ns() - before_ns - int(TICK_S * 1e9)))
+            since_report += TICK_S
+            if since_report >= PROGRESS_S:
+                since_report = 0.0
+                self.report()
+
+    def report(self) -> None:
+        if self._progress is not None:
+            elapsed_s = (self._clock.now_ns() - self.start_ns) / 1e9
+            self._progress(Progress(len(self.sent), self._done, self._failed, len(self._bodies), elapsed_s))
+
+
+@asynccontextmanager
+async def _together(tasks: list[asyncio.Task[None]]) -> AsyncIterator[None]:
+    """Wait for all tasks at the end of the block; when it is left early, cancel them and wait until they are gone."""
+    try:
+        yield
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,88 @@
+"""Records -> the RunResult that findings and reports read, with vLLM's keys and our own beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headrace.lab.metrics.latency import latency_summary
+from headrace.lab.metrics.vllm import METRICS, vllm_metrics
+from headrace.lab.records.results import RunResult
+from headrace.lab.records.schema import RequestRecord
+from headrace.lab.records.store import read_run
+
+PERCENTILES = (90.0, 95.0, 99.0)
+
+# Fewer chunks than tokens: the gaps between chunks are not the times between tokens.
+_BUNDLED = 1.05
+
+
+def run_result_from_records(
+    records: Sequence[RequestRecord],
+    *,
+    source: str,
+    settings: Mapping[str, Any],
+    duration_s: float,
+    warnings: Sequence[str] = (),
+) -> RunResult:
+    """Compute a run's metrics anew.
+
+    vLLM's JSON keys with vLLM's definitions, and the keys of `latency_summary`.  A metric without values (no request
+    succeeded, no answer had two tokens) is absent, never zero.
+    """
+    totals = vllm_metrics(records, duration_s)
+    metrics: dict[str, float] = {"duration": duration_s, "completed": totals.completed, "failed": totals.failed}
+    notes = list(warnings)
+    if totals.completed:
+        metrics |= {
+            "total_input_tokens": totals.total_input,
+            "total_output_tokens": totals.total_output,
+            "request_throughput": totals.request_throughput,
+            "output_throughput": totals.output_throughput,
+            "total_token_throughput": totals.total_token_throughput,
+            "max_output_tokens_per_s": totals.max_output_tokens_per_s,
+            "max_concurrent_requests": totals.max_concurrent_requests,
+        }
+    for metric in METRICS:
+        if totals.values_s[metric]:
+            metrics |= totals.statistics_ms(metric, PERCENTILES)
+    ours = latency_summary(records)
+    metrics |= ours
+    bundle = ours.get("mean_tokens_per_chunk", 1.0)
+    if bundle > _BUNDLED:
+        notes.append(f"a chunk carries {bundle:.1f} tokens on average, so ITL is the time between chunks, not tokens")
+    notes += _length_warnings(records)
+    return RunResult(source=source, settings=dict(settings), metrics=metrics, warnings=tuple(notes))
+
+
+def _length_warnings(records: Sequence[RequestRecord]) -> list[str]:
+    """Lengths that are not what was asked for make two runs incomparable, so they are said aloud."""
+    notes = []
+    good = [record for record in records if record.ok]
+    short = sum(
+        record.max_tokens is not None and (record.output_tokens_server or record.max_tokens) < record.max_tokens
+        for record in good
+    )
+    if short:
+        notes.append(f"{short} of {len(good)} answers are shorter than asked for: output totals differ between runs")
+    uncounted = sum(record.output_tokens_server is None for record in good)
+    if uncounted:
+        notes.append(f"the server sent no token count for {uncounted} of {len(good)} answers: counted by the client")
+    return notes
+
+
+def run_result_from_directory(directory: Path) -> RunResult:
+    """A stored run's metrics, computed anew.  Raises ConfigError when the run is not finished or damaged."""
+    manifest, records = read_run(directory)
+    verdict = manifest["verdict"]
+    warnings = [*verdict["reasons"], *manifest["warnings"]]
+    if verdict["level"] == "INVALID":
+        warnings.insert(0, "INVALID: this run should not be compared with others")
+    return run_result_from_records(
+        records,
+        source=str(directory),
+        settings=manifest["settings"],
+        duration_s=(manifest["end_ns"] - manifest["start_ns"]) / 1e9,
+        warnings=warnings,
+    )

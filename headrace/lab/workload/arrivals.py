@@ -1,0 +1,71 @@
+"""When each request is due: a schedule made from a seed before the run, saved with it, and audited.
+
+The schedule is a true Poisson (or gamma) process: gaps are drawn and added up, and nothing is stretched afterwards.
+vLLM's client rescales the sum so that the last request lands exactly on N/rate, which removes the variance of the
+number of arrivals; `arrival_rescale` does the same for those who repeat a run of that client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.lab.workload.spec import WorkloadSpec
+
+NS = 1_000_000_000
+
+
+def arrival_schedule(spec: WorkloadSpec) -> tuple[int, ...]:
+    """Nanoseconds from the start of the run at which request i is due, in order; all 0 at an infinite rate.
+
+    The first request waits its own gap, as in vLLM's client.
+    """
+    n, rate = spec.num_prompts, spec.request_rate
+    if math.isinf(rate):
+        return (0,) * n
+    if math.isinf(spec.burstiness):
+        gaps = np.full(n, 1 / rate)
+    else:
+        # Its own stream: drawing another dataset must not move the arrivals.
+        rng = np.random.default_rng([spec.seed, 0xA221])
+        gaps = rng.gamma(shape=spec.burstiness, scale=1 / (rate * spec.burstiness), size=n)
+    due_s = np.cumsum(gaps)
+    if spec.arrival_rescale and due_s[-1] > 0:
+        due_s *= (n / rate) / due_s[-1]
+    return tuple(int(t) for t in np.rint(due_s * NS))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalAudit:
+    """What a list of send times really is.
+
+    rate_rps              arrivals per second from the start to the last one; None when all come at once
+    gap_cv                coefficient of variation of the gaps: 1 for Poisson, 0 for constant, above 1 for bursty
+    index_of_dispersion   variance / mean of the counts in windows of about ten arrivals: 1 for Poisson; None with
+                          fewer than ten windows
+    """
+
+    rate_rps: float | None
+    gap_cv: float | None
+    index_of_dispersion: float | None
+
+
+def audit_arrivals(times_ns: Sequence[int], *, start_ns: int = 0) -> ArrivalAudit:
+    """Audit planned or real send times against the process they should be."""
+    times = np.sort(np.asarray(times_ns, dtype=np.float64)) - start_ns
+    if len(times) < 2 or times[-1] <= 0:
+        return ArrivalAudit(None, None, None)
+    gaps = np.diff(times, prepend=0.0)
+    dispersion = None
+    windows = len(times) // 10
+    if windows >= 10:
+        counts, _ = np.histogram(times, bins=windows, range=(0.0, float(times[-1])))
+        dispersion = float(counts.var() / counts.mean())
+    return ArrivalAudit(
+        rate_rps=float(len(times) / times[-1] * NS),
+        gap_cv=float(gaps.std() / gaps.mean()) if gaps.mean() > 0 else None,
+        index_of_dispersion=dispersion,
+    )
