@@ -58,6 +58,8 @@ def plan_v0_chunked(state: State, draft: Draft) -> None:
     _give_back(state, evicted)
 
 
+make_chunk = tuple.__new__  # skips the named tuple's own __new__, which takes twice as long
+
 POLICIES: dict[str, Callable[[State, Draft], None]] = {
     "v1": plan_v1,
     "v1-whole": plan_v1_whole,
@@ -70,35 +72,67 @@ def _continue_v1(state: State, draft: Draft) -> None:
     """Serve `running` in list order; when blocks run out, evict from the end (or the worst rank) and serve on."""
     running, blocks = state.running, state.blocks
     threshold, block_size = state.config.long_prefill_token_threshold, state.config.block_size
+    publish = state.publish_at_plan
     index = 0
-    while index < len(running) and draft.left > 0:
-        sequence = running[index]
-        length = sequence.num_tokens - sequence.computed
-        if length > 1:
-            if 0 < threshold < length:
-                length = threshold
-            if length > draft.left:
-                length = draft.left
-        # No bound by max_model_len: a sequence ends when it reaches it, so its gap stays below.
-        end = sequence.computed + length
-        if end > len(sequence.block_table) * block_size:
-            while not blocks.grow(sequence, end):
-                victim = running[-1] if state.is_fcfs else max(running, key=rank)
-                place = running.index(victim) if victim is not running[-1] else len(running) - 1
-                del running[place]
-                if place < index:
-                    index -= 1
-                    chunk = draft.withdraw(victim)
-                    if chunk is not None:
-                        # Its blocks may be findable already, but nobody is going to fill them.
-                        blocks.retract(victim, chunk.start)
-                draft.preempted.append(state.evict(victim))
-                state.waiting.give_back(victim)
-                if victim is sequence:
-                    # It evicted itself: nothing behind it is left to free.
-                    return
-        state.serve(draft, sequence, length)
-        index += 1
+    # The inner loop is the hot path of engine and simulator: a step that only decodes passes here once per
+    # sequence, so it makes no call but for a new block.  It restarts after every eviction.
+    while True:
+        left, serve = draft.left, draft.chunks.append
+        for index in range(index, len(running)):  # noqa: B020 - resumes where the eviction left it
+            if left <= 0:
+                break
+            sequence = running[index]
+            start = sequence.computed
+            # No bound by max_model_len: a sequence ends when it reaches it, so its gap stays below.
+            length = gap = sequence.num_tokens - start
+            if gap > 1:
+                if 0 < threshold < length:
+                    length = threshold
+                if length > left:
+                    length = left
+            end = start + length
+            if end > len(sequence.block_table) * block_size and not blocks.grow(sequence, end):
+                draft.left = left
+                break
+            if publish and end % block_size < length:
+                blocks.publish(sequence, end)
+            sequence.computed = end
+            left -= length
+            serve(make_chunk(Chunk, (sequence, start, length, length == gap)))
+        else:
+            draft.left = left
+            return
+        if left <= 0:
+            draft.left = left
+            return
+        index = _evict_for(state, draft, index, length)
+        if index < 0:
+            return
+
+
+def _evict_for(state: State, draft: Draft, index: int, length: int) -> int:
+    """Evict until running[index] can take `length` tokens, and serve it; return the next index, or -1."""
+    running, blocks = state.running, state.blocks
+    sequence = running[index]
+    while not blocks.grow(sequence, sequence.computed + length):
+        place = len(running) - 1
+        if not state.is_fcfs:
+            place = running.index(max(running, key=rank))
+        victim = running.pop(place)
+        if place < index:
+            # Only by priority: it may have been served already in this step.
+            index -= 1
+            chunk = draft.withdraw(victim)
+            if chunk is not None:
+                # Its blocks may be findable already, but nobody is going to fill them.
+                blocks.retract(victim, chunk.start)
+        draft.preempted.append(state.evict(victim))
+        state.waiting.give_back(victim)
+        if victim is sequence:
+            # It evicted itself: nothing behind it is left to free.
+            return -1
+    state.serve(draft, sequence, length)
+    return index + 1
 
 
 def _admit_v1(state: State, draft: Draft, *, whole: bool) -> None:
@@ -134,6 +168,7 @@ def _admit_v1(state: State, draft: Draft, *, whole: bool) -> None:
 def _admit_v0(state: State, draft: Draft, *, seats: int, chunking: bool) -> None:
     """Admit from the head of `waiting`: all blocks of the prompt at once, even when only a chunk of it runs."""
     config, waiting, blocks = state.config, state.waiting, state.blocks
+    rounding = config.block_size if config.enable_prefix_caching else 1
     limit = config.max_model_len
     if not chunking:
         limit = min(limit, config.max_num_batched_tokens)
@@ -144,7 +179,7 @@ def _admit_v0(state: State, draft: Draft, *, seats: int, chunking: bool) -> None
         cached = min(len(reuse) * config.block_size, sequence.num_tokens - 1)
         length = sequence.num_tokens - cached
         if chunking:
-            length = min(length, _whole_blocks(state, draft.left))
+            length = min(length, draft.left - draft.left % rounding)
         if cached + length > limit:
             state.drop(draft)
             continue
@@ -167,7 +202,9 @@ def _serve_v0(
 
     Returns decodes, chunks of prompts, sequences that were not served, and evicted ones (newest first).
     """
-    queue, blocks = state.running, state.blocks
+    queue, blocks, block_size = state.running, state.blocks, state.config.block_size
+    # V0 chunks along block boundaries when prefix caching is on; that rounds the budget of decodes as well.
+    rounding = block_size if state.config.enable_prefix_caching else 1
     decodes: list[Chunk] = []
     chunks: list[Chunk] = []
     evicted: list[Sequence] = []
@@ -176,7 +213,9 @@ def _serve_v0(
         sequence = queue[first]
         length = sequence.num_tokens - sequence.computed
         if chunking:
-            length = min(length, _whole_blocks(state, draft.left))
+            left = draft.left - draft.left % rounding
+            if length > left:
+                length = left
             if length == 0:
                 break
         first += 1
@@ -192,13 +231,14 @@ def _serve_v0(
                 break
             else:
                 victim = sequence
-            draft.preempted.append(state.evict(victim))
-            evicted.append(victim)
+            evicted.append(state.evict(victim))
             if victim is sequence:
                 break
         if sequence.phase is Phase.RUNNING:
-            blocks.grow(sequence, sequence.computed + length)
+            if sequence.computed + length > len(sequence.block_table) * block_size:
+                blocks.grow(sequence, sequence.computed + length)
             (chunks if is_prefill else decodes).append(state.serve(draft, sequence, length))
+    draft.preempted += evicted
     return decodes, chunks, queue[first:end], evicted
 
 
@@ -221,13 +261,6 @@ def _give_back(state: State, evicted: list[Sequence]) -> None:
     """Evicted sequences are newest first; given back one by one, the oldest ends up in front."""
     for sequence in evicted:
         state.waiting.give_back(sequence)
-
-
-def _whole_blocks(state: State, tokens: int) -> int:
-    """V0 chunks along block boundaries when prefix caching is on; that rounds the budget of decodes as well."""
-    if not state.config.enable_prefix_caching:
-        return tokens
-    return tokens - tokens % state.config.block_size
 
 
 def _sequences(chunks: list[Chunk]) -> list[Sequence]:

@@ -12,6 +12,8 @@ from headrace.errors import InvalidRequest, InvariantError
 
 __all__ = ["Counters", "Scheduler", "SchedulerConfig"]
 
+make_event = tuple.__new__  # one per token: skips the named tuple's own __new__, which takes twice as long
+
 
 class Scheduler:
     """add requests; then, while `has_work`: `batch = schedule()`, compute it, `commit(batch, result)`.
@@ -129,9 +131,11 @@ class Scheduler:
         """
         if batch is not self._in_flight:
             raise InvariantError(f"step {batch.step} is not the one in flight")
-        chunks, tokens = batch.chunks, result.tokens
-        if len(tokens) != sum([chunk.samples for chunk in chunks]):
-            raise InvariantError(f"step {batch.step} returned {len(tokens)} tokens for another number of samples")
+        sampled = [chunk[0] for chunk in batch.chunks if chunk[3]]
+        if len(result.tokens) != len(sampled):
+            raise InvariantError(
+                f"step {batch.step} samples {len(sampled)} tokens, its result has {len(result.tokens)}"
+            )
         self._in_flight = None
         events: list[TokenEvent] = []
         for sequence in batch.dropped:
@@ -140,16 +144,12 @@ class Scheduler:
         ended: list[Sequence] = self._fail(batch, result, events) if result.failed else []
         if self.config.enable_prefix_caching and self.config.hash_at == "after_step":
             self._publish(batch)
-        running, index = Phase.RUNNING, 0
-        for sequence, _, _, samples in chunks:
-            if not samples:
-                continue
-            token = tokens[index]
-            index += 1
+        running, emit = Phase.RUNNING, events.append
+        for sequence, token in zip(sampled, result.tokens, strict=True):
             if sequence.phase is not running:
                 continue  # aborted meanwhile, failed, or starting over
-            sequence.append(token)
-            length = sequence.num_tokens
+            sequence.output_token_ids.append(token)
+            sequence.num_tokens = length = sequence.num_tokens + 1
             # Stop rules in vLLM V1's present order: min_tokens, end token, stop ids, length.
             if token in sequence.end_ids and length >= sequence.min_length:
                 params = sequence.request.params
@@ -158,7 +158,7 @@ class Scheduler:
             elif length >= sequence.length_limit:
                 self._end(sequence, FinishReason.LENGTH, None)
             else:
-                events.append(TokenEvent(sequence.request_id, token))
+                emit(make_event(TokenEvent, (sequence.request_id, token, None, None, None)))
                 continue
             ended.append(sequence)
             events.append(TokenEvent(sequence.request_id, token, sequence.finish_reason, sequence.stop_reason))

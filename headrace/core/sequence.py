@@ -86,15 +86,16 @@ class Sequence:
     def token_ids(self) -> list[int]:
         """Prompt and output ids; the same list every time, which the caller must not change."""
         if self._token_ids is None:
-            self._token_ids = [*self.request.prompt_token_ids, *self.output_token_ids]
+            self._token_ids = list(self.request.prompt_token_ids)
+        missing = self.num_tokens - len(self._token_ids)
+        if missing:
+            self._token_ids += self.output_token_ids[-missing:]
         return self._token_ids
 
     def append(self, token_id: int) -> None:
         """Add a sampled token."""
         self.output_token_ids.append(token_id)
         self.num_tokens += 1
-        if self._token_ids is not None:
-            self._token_ids.append(token_id)
 
     def tokens_between(self, start: int, stop: int) -> list[int]:
         """Token ids at positions [start, stop), without building the whole list."""
