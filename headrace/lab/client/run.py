@@ -158,7 +158,7 @@ def conduct(
     paced = schedule is not None and bool(schedule[-1])
     verdict = judge(records, cost, paced=paced)
     known = _settings(spec, model, settings or {})
-    warnings = _warnings(spec, workload, warmup_failed, len(outcome.sent))
+    warnings = _warnings(spec, workload, warmup_failed, len(records), profiled=bool(known.get("profile")))
     manifest = {
         "kind": "run",
         "target": url,
@@ -248,8 +248,10 @@ def _settings(spec: WorkloadSpec, model: str, extra: Mapping[str, Any]) -> dict[
     return {**known, **extra}
 
 
-def _warnings(spec: WorkloadSpec, workload: Workload, warmup_failed: int, issued: int) -> list[str]:
+def _warnings(spec: WorkloadSpec, workload: Workload, warmup_failed: int, issued: int, *, profiled: bool) -> list[str]:
     notes = []
+    if profiled:
+        notes.append("a profiler was on: the figures describe the profiled server and should not be compared")
     if workload.unique_prompt_ratio < 1:
         notes.append(
             f"only {workload.unique_prompt_ratio:.0%} of the prompts are different: the dataset was too small, and"

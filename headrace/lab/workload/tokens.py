@@ -115,7 +115,12 @@ class ServerTokenizer:
 
 
 def open_tokenizer(
-    tokenizer: str | None, *, base_url: str, model: str, headers: Mapping[str, str] | None = None
+    tokenizer: str | None,
+    *,
+    base_url: str,
+    model: str,
+    served_name: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> TextTokenizer:
     """The tokenizer that counts this run's prompts: the one named, else the model's directory, else the server's.
 
@@ -132,7 +137,7 @@ def open_tokenizer(
     path = _tokenizer_file(model)
     if path is not None:
         return LocalTokenizer(path, model)
-    remote = ServerTokenizer(base_url, model, headers or {})
+    remote = ServerTokenizer(base_url, served_name or model, headers or {})
     try:
         remote.encode("tokens", special=False)
     except ConfigError as error:

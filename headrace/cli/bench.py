@@ -1,0 +1,469 @@
+"""`headrace bench`: measure a running server.  Takes the flags of `vllm bench serve` and prints its block."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from headrace.lab.client import MeasuredRun
+    from headrace.lab.metrics.dialects import BenchSettings
+    from headrace.lab.metrics.vllm import VllmMetrics
+    from headrace.lab.workload.spec import WorkloadSpec
+
+app = App(
+    name="headrace bench",
+    help="Measure a running OpenAI-compatible server, with the flags of `vllm bench serve`.",
+    help_format="plaintext",
+    version_flags=[],
+)
+
+# vLLM's backend name -> endpoint.  Its other backends speak protocols that this client does not.
+BACKENDS = {
+    "vllm": "completions",
+    "openai": "completions",
+    "headrace": "completions",
+    "sglang": "completions",
+    "vllm-chat": "chat",
+    "openai-chat": "chat",
+    "sglang-oai": "completions",
+    "sglang-oai-chat": "chat",
+}
+
+_Many = Parameter(consume_multiple=True, negative=())
+_Flag = Parameter(negative=())
+
+
+def prepare(argv: list[str]) -> list[str]:
+    """Accept `bench serve ...` and flags with underscores, as vLLM does."""
+    tokens = argv[1:] if argv[:1] == ["serve"] else list(argv)
+    for i, token in enumerate(tokens):
+        if token.startswith("--"):
+            name, equals, value = token.partition("=")
+            tokens[i] = name.replace("_", "-") + equals + value
+    return tokens
+
+
+@app.default
+def bench(
+    *,
+    backend: str = "openai",
+    base_url: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    endpoint: str | None = None,
+    model: str | None = None,
+    served_model_name: str | None = None,
+    tokenizer: str | None = None,
+    dataset_name: str | None = None,
+    dataset_path: str | None = None,
+    dataset: str | None = None,
+    num_prompts: int = 1000,
+    request_rate: float = math.inf,
+    burstiness: float = 1.0,
+    arrival_rescale: Annotated[bool, _Flag] = False,
+    max_concurrency: int | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    random_input_len: int = 1024,
+    random_output_len: int = 128,
+    random_range_ratio: float = 0.0,
+    sharegpt_output_len: int | None = None,
+    ignore_eos: bool | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    frequency_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    repetition_penalty: float | None = None,
+    logprobs: int | None = None,
+    extra_body: str | None = None,
+    header: Annotated[list[str] | None, _Many] = None,
+    num_warmups: int = 0,
+    timeout_s: float | None = None,
+    ready_check_timeout_sec: float = 0.0,
+    profile: Annotated[bool, _Flag] = False,
+    percentile_metrics: str = "ttft,tpot,itl",
+    metric_percentiles: str = "99",
+    goodput: Annotated[list[str] | None, _Many] = None,
+    label: str | None = None,
+    metadata: Annotated[list[str] | None, _Many] = None,
+    save_result: Annotated[bool, _Flag] = False,
+    save_detailed: Annotated[bool, _Flag] = False,
+    append_result: Annotated[bool, _Flag] = False,
+    result_dir: str | None = None,
+    result_filename: str | None = None,
+    dialect: str = "vllm",
+    out: str | None = None,
+    disable_tqdm: Annotated[bool, _Flag] = False,
+    trust_remote_code: Annotated[bool, _Flag] = False,
+) -> int:
+    """Send a workload to a server and print what came of it, as `vllm bench serve` prints it.
+
+    Exit codes: 0 measured, 1 every request failed, 2 bad input, 3 no server, 4 the run should not be believed.
+
+    Parameters
+    ----------
+    backend
+        Which API to speak: vllm, openai, headrace, sglang, sglang-oai (completions); openai-chat, vllm-chat,
+        sglang-oai-chat.
+    base_url
+        The server's root, in place of --host and --port.
+    host
+        The server's host.
+    port
+        The server's port.
+    endpoint
+        Path of the API, where it is not /v1/completions or /v1/chat/completions.
+    model
+        The model's name, also where its tokenizer is looked for; default: what /v1/models says.
+    served_model_name
+        The name to send, where it differs from --model.
+    tokenizer
+        A tokenizer.json or a directory that has one; default: the model's directory, else the server's /tokenize.
+    dataset_name
+        conversation (built in), random or sharegpt.
+    dataset_path
+        File in the ShareGPT layout.
+    dataset
+        The old form of --dataset-name sharegpt --dataset-path FILE.
+    num_prompts
+        Requests to send.
+    request_rate
+        Requests per second; inf sends all at once, or with --max-concurrency as fast as answers come.
+    burstiness
+        Shape of the gaps' gamma distribution: 1 is Poisson, below 1 burstier, inf constant.
+    arrival_rescale
+        Stretch the schedule to end at num-prompts / request-rate, as vLLM does (no longer Poisson).
+    max_concurrency
+        Requests in flight at most.
+    seed
+        Of samples and arrivals.
+    scale
+        Multiplies the lengths of conversation and random.
+    random_input_len
+        Prompt tokens (random).
+    random_output_len
+        Answer tokens (random).
+    random_range_ratio
+        Lengths vary by this share of themselves (random).
+    sharegpt_output_len
+        Answer tokens, in place of the file's.
+    ignore_eos
+        Force the answer's length; default: yes for conversation and random, no for sharegpt.
+    temperature
+        Not sent unless given; nor are the options below.
+    top_p
+        Nucleus sampling.
+    top_k
+        Only the k likeliest tokens.
+    min_p
+        Only tokens with this share of the likeliest one's probability.
+    frequency_penalty
+        OpenAI's frequency penalty.
+    presence_penalty
+        OpenAI's presence penalty.
+    repetition_penalty
+        Penalty on tokens that were there before.
+    logprobs
+        Log probabilities per token.
+    extra_body
+        A JSON object merged into every request.
+    header
+        NAME=VALUE pairs sent with every request.
+    num_warmups
+        Requests before the measured ones, with prompts of their own.
+    timeout_s
+        For one request; default six hours, as vLLM has it.
+    ready_check_timeout_sec
+        How long to wait for the server to answer at all.
+    profile
+        Start the server's profiler before and stop it after; the run is marked and should not be compared.
+    percentile_metrics
+        Of ttft, tpot, itl, e2el.
+    metric_percentiles
+        For example 50,99,99.9.
+    goodput
+        Goals in milliseconds: ttft:200 tpot:50 e2el:5000.
+    label
+        Begins the result file's name.
+    metadata
+        KEY=VALUE pairs for the result file.
+    save_result
+        Write the result file.
+    save_detailed
+        Write it with every request's values.
+    append_result
+        Add to the result file, one object a line.
+    result_dir
+        Where to write it.
+    result_filename
+        Its name; default: vLLM's.
+    dialect
+        Form of the block and the file: vllm or vllm-2025.
+    out
+        A new directory for the run's raw records, every time stamp kept.
+    disable_tqdm
+        No progress.
+    trust_remote_code
+        Accepted; the client never runs a model's code.
+    """
+    from headrace.lab.client.control import base_of, request_headers, served_models
+    from headrace.lab.metrics.dialects import DIALECTS, BenchSettings
+    from headrace.lab.metrics.vllm import parse_goodput
+    from headrace.lab.workload.spec import DEFAULT_TIMEOUT_S, WorkloadSpec
+
+    if backend not in BACKENDS:
+        raise ConfigError(f"--backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    if endpoint is not None and ("chat" in endpoint) != (BACKENDS[backend] == "chat"):
+        raise ConfigError(
+            f"--endpoint {endpoint} does not fit --backend {backend}: use openai for completions, openai-chat for chat"
+        )
+    if dialect not in DIALECTS:
+        raise ConfigError(f"--dialect must be one of {', '.join(DIALECTS)}, not {dialect!r}")
+    if dataset is not None:
+        if dataset_path is not None or dataset_name not in (None, "sharegpt"):
+            raise ConfigError("--dataset FILE is the old form of --dataset-name sharegpt --dataset-path FILE: give one")
+        dataset_path = dataset
+    if dataset_name is None:
+        dataset_name = "sharegpt" if dataset_path is not None else "conversation"
+    options = {
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "repetition_penalty": repetition_penalty,
+        "logprobs": logprobs,
+    }
+    spec = WorkloadSpec(
+        dataset_name=dataset_name,
+        dataset_path=dataset_path,
+        num_prompts=num_prompts,
+        seed=seed,
+        scale=scale,
+        request_rate=request_rate,
+        burstiness=burstiness,
+        arrival_rescale=arrival_rescale,
+        max_concurrency=max_concurrency,
+        ignore_eos=ignore_eos,
+        temperature=temperature,
+        endpoint=BACKENDS[backend],
+        tokenizer=tokenizer,
+        warmup_requests=num_warmups,
+        timeout_s=DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s,
+        random_input_len=random_input_len,
+        random_output_len=random_output_len,
+        random_range_ratio=random_range_ratio,
+        sharegpt_output_len=sharegpt_output_len,
+        extra_body={key: value for key, value in options.items() if value is not None} | _json_object(extra_body),
+        headers=_pairs("--header", header),
+    )
+    goals = parse_goodput(goodput or [])
+    percentiles = _percentiles(metric_percentiles)
+    extra_keys = _pairs("--metadata", metadata)
+    metrics = tuple(name.strip() for name in percentile_metrics.split(",") if name.strip())
+    _check_targets(out, result_dir)
+
+    url = base_of(base_url or f"http://{host}:{port}")
+    models = served_models(url, request_headers(spec.headers), wait_s=ready_check_timeout_sec)
+    name = model or (models[0] if models else None)
+    if name is None:
+        raise ConfigError(f"{url}/v1/models names no model: give --model")
+    settings = BenchSettings(
+        backend=backend,
+        model_id=name,
+        tokenizer_id=tokenizer or name,
+        num_prompts=num_prompts,
+        request_rate=request_rate,
+        burstiness=burstiness,
+        max_concurrency=max_concurrency,
+        label=label,
+        metadata=extra_keys,
+        metrics=metrics,
+        percentiles=percentiles,
+    )
+    run = _measure(
+        url,
+        spec,
+        settings,
+        sent_name=served_model_name or name,
+        endpoint_path=endpoint,
+        profile=profile,
+        show_progress=not disable_tqdm,
+    )
+    totals = _print(run, spec, settings, goals, dialect)
+    if out is not None:
+        from headrace.lab.records.store import write_run
+
+        write_run(Path(out), run.manifest, run.records, interrupted=run.interrupted)
+    if save_result or append_result:
+        _save(totals, settings, dialect, result_dir, result_filename, detailed=save_detailed, append=append_result)
+    return _exit_code(run)
+
+
+def _measure(
+    url: str,
+    spec: WorkloadSpec,
+    settings: BenchSettings,
+    *,
+    sent_name: str,
+    endpoint_path: str | None,
+    profile: bool,
+    show_progress: bool,
+) -> MeasuredRun:
+    from headrace.lab.client import conduct
+    from headrace.lab.client.console import console_progress
+    from headrace.lab.client.control import profiler, request_headers
+    from headrace.lab.workload.samples import build_workload
+    from headrace.lab.workload.tokens import open_tokenizer
+
+    headers = request_headers(spec.headers)
+    tokenizer = open_tokenizer(
+        spec.tokenizer, model=settings.model_id, served_name=sent_name, base_url=url, headers=headers
+    )
+    workload = build_workload(spec, tokenizer)
+    if profile:
+        print("Starting profiler...")
+        profiler(url, headers, "start")
+    print("Starting main benchmark run...")
+    print(f"Traffic request rate: {spec.request_rate}")
+    process = "Poisson process" if spec.burstiness == 1.0 else "Gamma distribution"
+    print(f"Burstiness factor: {spec.burstiness} ({process})")
+    print(f"Maximum request concurrency: {spec.max_concurrency}", flush=True)
+    try:
+        with console_progress(enabled=show_progress) as progress:
+            return conduct(
+                url,
+                spec,
+                workload,
+                model=sent_name,
+                tokenizer=tokenizer,
+                endpoint_path=endpoint_path,
+                progress=progress,
+                settings={"backend": settings.backend, "model": settings.model_id, "profile": profile},
+            )
+    finally:
+        if profile:
+            # After the clock has stopped: flushing a trace must not count as benchmark time.
+            print("Stopping profiler...")
+            profiler(url, headers, "stop")
+
+
+def _print(
+    run: MeasuredRun, spec: WorkloadSpec, settings: BenchSettings, goals: dict[str, float], dialect: str
+) -> VllmMetrics:
+    from headrace.lab.metrics.dialects import result_block
+    from headrace.lab.metrics.vllm import vllm_metrics
+
+    totals = vllm_metrics(
+        run.records,
+        run.duration_s,
+        goodput_ms=goals or None,
+        closed_loop_start_ns=run.start_ns if spec.closed_loop else None,
+    )
+    print(result_block(totals, settings, dialect=dialect), flush=True)
+    errors = [record for record in run.records if not record.ok]
+    if errors:
+        print("Failed requests during benchmark run detected (capping to 10):", file=sys.stderr)
+        for record in errors[:10]:
+            print(
+                f"  request {record.index}: {record.error_class}: {' '.join(str(record.error).split())[:300]}",
+                file=sys.stderr,
+            )
+    print(run.verdict.line(), file=sys.stderr)
+    for warning in run.warnings():
+        print(f"note: {warning}", file=sys.stderr)
+    if spec.closed_loop:
+        print("note: a closed loop: its tails cannot be compared with those of an open loop", file=sys.stderr)
+    return totals
+
+
+def _save(
+    totals: VllmMetrics,
+    settings: BenchSettings,
+    dialect: str,
+    directory: str | None,
+    file_name: str | None,
+    *,
+    detailed: bool,
+    append: bool,
+) -> None:
+    from datetime import datetime
+
+    from headrace.errors import LaunchError
+    from headrace.lab.metrics.dialects import result_file_name, result_json
+    from headrace.lab.records.store import write_durably
+
+    date = datetime.now()
+    path = Path(directory or ".") / (file_name or result_file_name(settings, date))
+    text = json.dumps(result_json(totals, settings, date, dialect=dialect, detailed=detailed))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if append:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        else:
+            write_durably(path, text.encode())
+    except OSError as error:
+        raise LaunchError(f"the result cannot be written to {path}: {error.strerror}", kind="disk") from None
+    print(f"result file: {path}", file=sys.stderr)
+
+
+def _exit_code(run: MeasuredRun) -> int:
+    from headrace.cli.main import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_INVALID_RUN, EXIT_OK
+    from headrace.lab.client.self_check import Level
+
+    if run.interrupted:
+        return EXIT_INTERRUPTED
+    if not any(record.ok for record in run.records):
+        return EXIT_CHECK_FAILED
+    return EXIT_INVALID_RUN if run.verdict.level is Level.INVALID else EXIT_OK
+
+
+def _check_targets(out: str | None, result_dir: str | None) -> None:
+    """Say before the run what would make its result homeless after it."""
+    from headrace.lab.records.store import is_done
+
+    if out is not None and is_done(Path(out)):
+        raise ConfigError(f"--out: {out} already holds a finished run; choose another directory")
+    for flag, name in (("--out", out), ("--result-dir", result_dir)):
+        if name is not None and Path(name).exists() and not Path(name).is_dir():
+            raise ConfigError(f"{flag}: {name} is a file, not a directory")
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--extra-body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError('--extra-body must be a JSON object, such as {"top_k": 5}')
+    return value
+
+
+def _pairs(flag: str, items: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not key.strip() or not equals:
+            raise ConfigError(f"{flag} takes KEY=VALUE pairs, not {item!r}")
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--metric-percentiles takes numbers such as 50,99,99.9, not {text!r}") from None
