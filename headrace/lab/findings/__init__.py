@@ -1,0 +1,39 @@
+"""Claims derived by code: `explain(study)` -> findings, the most useful first.
+
+trust      which cells may be compared, and what weakens every claim
+compare    a metric over an ordered factor; chunked prefill on against off
+causes     Little's law, and the cost of a token
+headline   which setting, why, and how sure
+"""
+
+from __future__ import annotations
+
+from headrace.lab.findings import causes, compare, trust
+from headrace.lab.findings.finding import Finding
+from headrace.lab.findings.headline import chosen_cell, headline
+from headrace.lab.findings.table import build
+from headrace.lab.records.results import Study
+
+__all__ = ["Finding", "explain"]
+
+
+def explain(study: Study) -> tuple[Finding, ...]:
+    """Every claim that the study's figures carry, the headline first and the general caveats last.
+
+    Pure: the same study gives the same findings.  Never raises on missing metrics, failed or illegal cells; a rule
+    that lacks what it needs says nothing.
+    """
+    table = build(study)
+    choice = chosen_cell(table) if len(table.cells) > 1 else None
+    return (
+        headline(table),
+        *compare.thresholds(table),
+        *causes.step_time(table),
+        *causes.queueing(table, choice[0] if choice is not None else None),
+        *compare.trends(table),
+        *compare.step_mix(table),
+        *compare.on_off(table),
+        *trust.left_out(table),
+        *trust.not_measured(table),
+        *trust.caveats(table),
+    )

@@ -22,7 +22,7 @@ _FENCE = re.compile(r"^\s*(?:```|~~~)")
 # A block without its closing line ends where this many lines in a row are not part of it.
 _MAX_FOREIGN_LINES = 25
 # A frameless block needs this many figures: one "Successful requests: 3" in prose is not a result.
-_MIN_FRAMELESS_FIGURES = 4
+_MIN_FRAMELESS_FIGURES = 3
 
 # Label -> vLLM's JSON key.  SGLang's client prints the same block with some labels of its own; where the meaning is
 # the same, the key is vLLM's, otherwise it is SGLang's.

@@ -1,0 +1,193 @@
+"""A study as the rules see it: comparable cells, the factor that was varied, and one series a line of a chart.
+
+Nothing here draws a conclusion; it only decides which figures may stand side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from headrace.lab.records.foreign import shortfall
+from headrace.lab.records.results import Cell, CellStatus, Json, Study
+
+CHUNKED = "enable_chunked_prefill"
+# Two workloads are the same when their prompts agree this closely: a tokenizer or a chat template may shift the
+# count by a token a request, another data set shifts it by far more.
+SAME_WORKLOAD = 0.02
+# Settings that describe a run or its reading, not the configuration that is compared.
+_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", "policy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A setting with ordered values.  `noun` and `unit` are how sentences call it."""
+
+    key: str
+    noun: str
+    unit: str
+    is_load: bool = False  # how much is asked of the server: nothing that one would recommend
+
+    def value(self, cell: Cell) -> float | None:
+        value = cell.settings.get(self.key)
+        if value == "inf":
+            return math.inf
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def at(self, x: float) -> str:
+        """ "256" or "inf", for use after the noun."""
+        return f"{x:g}"
+
+
+# In the order of preference: when several vary, the first one is the factor and the others are confounders.
+FACTORS = (
+    Factor("max_num_batched_tokens", "budget", "tokens"),
+    Factor("max_num_seqs", "max_num_seqs", "sequences"),
+    Factor("request_rate", "request rate", "requests/s", is_load=True),
+    Factor("max_concurrency", "concurrency", "requests", is_load=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Cells that differ in the factor only (and in what was substituted with it), by rising x."""
+
+    label: str
+    settings: dict[str, Json]
+    points: tuple[tuple[float, Cell], ...]
+
+    @property
+    def chunked(self) -> bool | None:
+        value = self.settings.get(CHUNKED)
+        return value if isinstance(value, bool) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What can be compared in a study, and what cannot, with its reason."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    left_out: tuple[tuple[Cell, str], ...]
+    factor: Factor | None
+    series: tuple[Series, ...]  # the longest first
+
+    @property
+    def single_run(self) -> bool:
+        return any(len(cell.runs) < 2 for cell in self.cells)
+
+
+def build(study: Study) -> Table:
+    """Sort out a study."""
+    cells, left_out = _comparable(study)
+    factor = next((factor for factor in FACTORS if len({factor.value(cell) for cell in cells} - {None}) > 1), None)
+    series = _series(cells, factor) if factor is not None else ()
+    return Table(study, cells, left_out, factor, series)
+
+
+def sample(cell: Cell, metric: str) -> tuple[float, ...]:
+    """The metric's finite, non-negative value in each run that has it."""
+    values = [run.metrics.get(metric) for run in cell.runs]
+    return tuple(float(value) for value in values if value is not None and math.isfinite(value) and value >= 0)
+
+
+def mean(cell: Cell, metric: str) -> float | None:
+    """Mean over the cell's runs; None when no run has the metric."""
+    values = sample(cell, metric)
+    return sum(values) / len(values) if values else None
+
+
+def means(cells: Iterable[Cell], metric: str) -> list[float] | None:
+    """One mean a cell, or None when a cell lacks the metric or has a zero (no ratio can be formed)."""
+    found = [mean(cell, metric) for cell in cells]
+    values = [value for value in found if value is not None and value > 0]
+    return values if values and len(values) == len(found) else None
+
+
+def varying(cells: Sequence[Cell]) -> list[str]:
+    """Settings whose value is not the same in all the cells."""
+    keys = dict.fromkeys(key for cell in cells for key in cell.settings if key not in _ASIDE)
+    return [key for key in keys if len({repr(cell.settings.get(key)) for cell in cells}) > 1]
+
+
+def describe(cell: Cell, factor: Factor | None) -> str:
+    """The cell's setting in words: "chunked prefill with a budget of 256 tokens"."""
+    chunked = cell.settings.get(CHUNKED)
+    first = {True: "chunked prefill", False: "chunked prefill off"}.get(chunked) if isinstance(chunked, bool) else None
+    x = factor.value(cell) if factor is not None else None
+    if factor is None or x is None:
+        return f"{first} ({cell.name})" if first else cell.name
+    second = f"a {factor.noun} of {factor.at(x)} {factor.unit}"
+    if first is None:
+        return second
+    return f"{first} and {second}" if chunked is False else f"{first} with {second}"
+
+
+def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str], ...]]:
+    left_out: list[tuple[Cell, str]] = []
+    measured: list[Cell] = []
+    for cell in study.cells:
+        if cell.status not in (CellStatus.OK, CellStatus.SUBSTITUTED):
+            left_out.append((cell, cell.reason or f"status {cell.status.value}"))
+        elif not cell.runs:
+            left_out.append((cell, "no run"))
+        elif any(run.metrics.get("completed") == 0 for run in cell.runs):
+            left_out.append((cell, "no request was completed"))
+        elif any(shortfall(run) for run in cell.runs):
+            left_out.append((cell, _unserved(cell)))
+        else:
+            measured.append(cell)
+    workloads = Counter(_workload(cell, measured) for cell in measured)
+    usual = workloads.most_common(1)[0][0] if workloads else None
+    cells = [cell for cell in measured if _workload(cell, measured) == usual]
+    left_out += [(cell, "another workload: other requests, or other prompts") for cell in measured if cell not in cells]
+    return tuple(cells), tuple(left_out)
+
+
+def _unserved(cell: Cell) -> str:
+    served, asked = min(found for run in cell.runs if (found := shortfall(run)) is not None)
+    return f"{asked - served} of {asked} requests were not served"
+
+
+def _workload(cell: Cell, cells: Sequence[Cell]) -> int:
+    """Index of the first cell with the same workload: a name for the group."""
+    for index, other in enumerate(cells):
+        if all(_alike(mean(cell, key), mean(other, key)) for key in ("completed", "total_input_tokens")):
+            return index
+    return len(cells)
+
+
+def _alike(one: float | None, other: float | None) -> bool:
+    return one is None or other is None or abs(one - other) <= SAME_WORKLOAD * max(one, other)
+
+
+def _series(cells: Sequence[Cell], factor: Factor) -> tuple[Series, ...]:
+    substituted = {key for cell in cells for key in cell.substituted}
+    apart = [key for key in varying(cells) if key != factor.key and key not in substituted]
+    groups: dict[tuple[str, ...], list[tuple[float, Cell]]] = {}
+    for cell in cells:
+        x = factor.value(cell)
+        if x is not None:
+            groups.setdefault(tuple(repr(cell.settings.get(key)) for key in apart), []).append((x, cell))
+    series = []
+    for points in groups.values():
+        settings = {key: points[0][1].settings.get(key) for key in apart}
+        chunked = points[0][1].settings.get(CHUNKED)
+        if isinstance(chunked, bool):
+            settings[CHUNKED] = chunked
+        # two cells at one value (they differ in what was substituted): the later one stands
+        unique = dict(sorted(points, key=lambda point: point[0]))
+        series.append(Series(_label(settings, apart), settings, tuple(unique.items())))
+    return tuple(sorted(series, key=lambda one: (-len(one.points), one.chunked is not True)))
+
+
+def _label(settings: dict[str, Json], apart: Sequence[str]) -> str:
+    parts = []
+    for key in apart:
+        if key == CHUNKED:
+            parts.append("chunked prefill on" if settings[key] else "chunked prefill off")
+        else:
+            parts.append(f"{key} {settings[key]}")
+    return ", ".join(parts)
