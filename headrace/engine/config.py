@@ -11,6 +11,7 @@ from pathlib import Path
 from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
+from headrace.engine.models.shape import ModelShape, check_attention_window
 from headrace.errors import ConfigError
 from headrace.sizing import rules
 from headrace.sizing.context import fit_max_model_len
@@ -165,9 +166,9 @@ class _Resolver:
     def resolve(self) -> tuple[EngineConfig, list[str]]:
         args = self.args
         name, path = locate(args.model, revision=args.revision, download_dir=args.download_dir)
-        facts = read_facts(name, path)
+        facts = read_facts(path)
         why = "no --model given: the built-in demonstration model" if args.model is None else str(path)
-        self.say("model", name, f"{why}; {facts.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
+        self.say("model", name, f"{why}; {facts.shape.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
         load_format = self.load_format(name, path)
         dtype = self.dtype(facts)
         settings = self.scheduler_settings(facts)
@@ -320,11 +321,9 @@ class _Resolver:
         return settings
 
     def max_model_len(self, facts: ModelFacts) -> int:
-        given, limit = self.args.max_model_len, facts.max_model_len
+        given, limit = self.args.max_model_len, facts.shape.max_position_embeddings
         if given is None:
-            if limit is None:
-                raise ConfigError("--max-model-len is needed: the model's config.json has no max_position_embeddings")
-            return limit
+            return _longest(facts.shape)
         if given == "auto":
             return -1
         length = parse_tokens("--max-model-len", given)
@@ -332,7 +331,7 @@ class _Resolver:
             return -1
         if length < 1:
             raise ConfigError(f"R7: --max-model-len is {length} but must be at least 1 (or auto)")
-        if limit is not None and length > limit:
+        if length > limit:
             if self.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") != "1":
                 raise ConfigError(
                     f"User-specified max_model_len ({length}) is greater than the derived max_model_len "
@@ -365,11 +364,7 @@ class _Resolver:
             kv_bytes_per_token=facts.kv_bytes_per_token(size),
             budget=(("weights", weights), ("activations", activations)),
         )
-        longest = (
-            settings.max_model_len
-            if settings.max_model_len > 0
-            else (facts.max_model_len or settings.max_num_batched_tokens)
-        )
+        longest = settings.max_model_len if settings.max_model_len > 0 else _longest(facts.shape)
         one = -(-longest // settings.block_size)
         room = int(self.free * utilization) - weights - activations
         blocks, why = self.kv_blocks(settings, block_bytes, one, room)
@@ -377,8 +372,8 @@ class _Resolver:
         if bytes_ + weights > self.free and bytes_ > room:
             flag = "--num-gpu-blocks-override" if args.num_gpu_blocks_override else "--kv-cache-memory-bytes"
             raise ConfigError(
-                f"a KV cache of {_gib(bytes_)} and weights of {_gib(weights)} do not fit the {_gib(self.free)} of memory "
-                f"that are free; lower {flag}"
+                f"a KV cache of {_gib(bytes_)} and weights of {_gib(weights)} do not fit the {_gib(self.free)} of "
+                f"memory that are free; lower {flag}"
             )
         self.say("num_kv_blocks", f"{blocks:,}", f"{why}; {_gib(bytes_)}, {blocks * settings.block_size:,} tokens")
         self.lines.append(
@@ -387,6 +382,7 @@ class _Resolver:
         )
         settings = replace(settings, kv_tokens=blocks * settings.block_size)
         settings = self.fit_length(settings, facts)
+        check_attention_window(facts.shape, settings.max_model_len)
         self.check(settings, memory)
         if args.swap_space:
             self.say(
@@ -435,13 +431,16 @@ class _Resolver:
         assert settings.kv_tokens is not None
         if self.args.max_model_len is not None and settings.max_model_len > 0:
             return settings
-        fitted = fit_max_model_len(facts.max_model_len, settings.kv_tokens, block_size=settings.block_size)
+        limit = _longest(facts.shape)
+        fitted = fit_max_model_len(limit, settings.kv_tokens, block_size=settings.block_size)
         if fitted == 0:
             return replace(settings, max_model_len=1)  # R11 says it better
-        if fitted == facts.max_model_len:
-            why = "the model's max_position_embeddings"
+        if fitted < limit:
+            why = f"what the KV cache holds; the model would allow {limit}"
+        elif limit < facts.shape.max_position_embeddings:
+            why = "the model's sliding window, beyond which this engine does not go"
         else:
-            why = f"what the KV cache holds; the model would allow {facts.max_model_len}"
+            why = "the model's max_position_embeddings"
         if not settings.enable_chunked_prefill and self.args.max_num_batched_tokens is None:
             settings = replace(settings, max_num_batched_tokens=max(fitted, settings.max_num_seqs, DEFAULT_BUDGET))
         self.say("max_model_len", fitted, why)
@@ -473,6 +472,11 @@ class _Resolver:
         return given
 
 
+def _longest(shape: ModelShape) -> int:
+    """The longest sequence that the model allows on this engine, which has no sliding windows."""
+    return min(shape.max_position_embeddings, shape.sliding_window or shape.max_position_embeddings)
+
+
 def _refusal(violation: Violation) -> str:
     """Rule, value, bound and fix in our words, then vLLM's, which people search for."""
     return f"{rules.explain(violation)} (vLLM: {violation.message})"
@@ -484,8 +488,8 @@ def _activation_bytes(settings: ServeSettings, facts: ModelFacts) -> int:
     Forward: gate, up and their product, residual and its normed copy, in float32 at worst.  Sampler: logits in
     float32 with a sorted copy, its indices and probabilities, for every sequence.
     """
-    forward = settings.max_num_batched_tokens * (3 * facts.intermediate_size + 2 * facts.hidden_size) * 4
-    sampler = min(settings.max_num_seqs, settings.max_num_batched_tokens) * facts.vocab_size * 4 * 5
+    forward = settings.max_num_batched_tokens * (3 * facts.shape.intermediate_size + 2 * facts.shape.hidden_size) * 4
+    sampler = min(settings.max_num_seqs, settings.max_num_batched_tokens) * facts.shape.vocab_size * 4 * 5
     return max(forward, sampler)
 
 

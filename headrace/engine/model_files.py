@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.engine.demo import DEMO_DIRECTORY, DEMO_NAME
+from headrace.engine.models.shape import ModelShape, model_shape
 from headrace.errors import ConfigError
 
 # Only what the engine reads: no pickles (.bin, .pt), no Python.
@@ -21,28 +22,19 @@ _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The numbers of a config.json that sizing and legality need.
+    """What sizing and legality need to know of a model.
 
-    dtype            the checkpoint's own dtype, e.g. "bfloat16"; None where the file does not say
-    max_model_len    longest sequence that the model's positions were made for; None where the file does not say
+    dtype            the checkpoint's own dtype, e.g. "bfloat16"; None where config.json does not say
     num_parameters   from the safetensors headers, or from the shape when there are no weight files
     """
 
-    architecture: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
+    shape: ModelShape
     dtype: str | None
-    max_model_len: int | None
     num_parameters: int
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """K and V of one token over all layers (sizing reference: 2 * layers * kv heads * head size * bytes)."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
+        """K and V of one token over all layers."""
+        return self.shape.kv_values_per_token * dtype_bytes
 
 
 def locate(model: str | None, *, revision: str | None = None, download_dir: str | None = None) -> tuple[str, Path]:
@@ -145,47 +137,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_facts(name: str, directory: Path) -> ModelFacts:
+def read_facts(directory: Path) -> ModelFacts:
     """Read config.json.  Raises ConfigError for what this engine cannot run, by name."""
     config = read_json(directory / "config.json")
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures):
-        raise ConfigError(f"--model {name}: config.json's `architectures` is not a list of names")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ConfigError(
-            f"--model {name} holds quantised weights ({method}), which this engine does not read yet; use the "
-            "bfloat16 or float32 checkpoint of the same model"
-        )
-
-    def size(key: str, default: int | None = None) -> int:
-        value = config.get(key)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"--model {name}: config.json's `{key}` is {config.get(key)!r}, a positive number is needed"
-            )
-        return value
-
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
-    shape = {
-        "num_layers": size("num_hidden_layers"),
-        "hidden_size": hidden,
-        "intermediate_size": size("intermediate_size"),
-        "num_heads": heads,
-        "num_kv_heads": size("num_key_value_heads", heads),
-        "head_dim": size("head_dim", max(1, hidden // heads)),
-        "vocab_size": size("vocab_size"),
-    }
+    shape = model_shape(config, source=str(directory / "config.json"))
     dtype = config.get("dtype", config.get("torch_dtype"))
     return ModelFacts(
-        architecture=architectures[0] if architectures else "",
+        shape=shape,
         dtype=dtype if isinstance(dtype, str) else None,
-        max_model_len=size("max_position_embeddings") if config.get("max_position_embeddings") is not None else None,
-        num_parameters=_count_stored(directory) or _count_from_shape(shape, bool(config.get("tie_word_embeddings"))),
-        **shape,
+        num_parameters=_count_stored(directory) or _count_from_shape(shape),
     )
 
 
@@ -220,10 +180,10 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _count_from_shape(shape: dict[str, int], tied: bool) -> int:
-    """Parameters of a dense Llama-like model: embeddings, attention, gated MLP (biases and norms are noise)."""
-    hidden, head_dim = shape["hidden_size"], shape["head_dim"]
-    attention = hidden * head_dim * (2 * shape["num_heads"] + 2 * shape["num_kv_heads"])
-    mlp = 3 * hidden * shape["intermediate_size"]
-    embeddings = shape["vocab_size"] * hidden * (1 if tied else 2)
-    return embeddings + shape["num_layers"] * (attention + mlp + 2 * hidden)
+def _count_from_shape(shape: ModelShape) -> int:
+    """Parameters of a dense model with a gated MLP: embeddings, attention, MLP (biases are noise)."""
+    hidden = shape.hidden_size
+    attention = hidden * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+    mlp = 3 * hidden * shape.intermediate_size
+    embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
+    return embeddings + shape.num_layers * (attention + mlp + 2 * hidden)

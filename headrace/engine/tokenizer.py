@@ -1,0 +1,164 @@
+"""A Hugging Face tokenizer directory: text <-> ids, the chat template, and the model's end tokens.
+
+Reads tokenizer.json with the `tokenizers` library; transformers is not needed at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as HubTokenizer
+
+from headrace.core.request import SamplingParams
+from headrace.engine.chat_template import ChatTemplate
+from headrace.engine.detokenizer import Detokenizer
+from headrace.engine.model_files import read_json
+from headrace.errors import ConfigError, InvalidRequest
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# generation_config.json's names -> SamplingParams' (the ones vLLM takes over)
+_SAMPLING_NAMES = {
+    "repetition_penalty": "repetition_penalty",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "max_new_tokens": "max_tokens",
+}
+
+
+class Tokenizer:
+    """Safe to call from any thread.
+
+    vocab_size       number of ids that the model knows; ids above the tokenizer's own have no text
+    eos_token_ids    every id that ends an answer (generation_config.json, config.json, the tokenizer's own)
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        model_directory: Path | None = None,
+        vocab_size: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        path = directory / "tokenizer.json"
+        try:
+            self._hub = HubTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for everything
+            raise ConfigError(f"{path} is not a tokenizer that can be read ({error})") from None
+        self._hub.no_truncation()
+        self._hub.no_padding()
+        self.num_tokens = self._hub.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = self.num_tokens if vocab_size is None else vocab_size
+        added = self._hub.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_tokens = _special_tokens(directory)
+        self.eos_token_ids = self._eos_token_ids(model_directory or directory)
+        text = chat_template if chat_template is not None else _own_template(directory)
+        self._template = None if text is None else ChatTemplate(text, self.special_tokens)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`; `add_special_tokens` lets the tokenizer add what it adds (a BOS, usually)."""
+        ids: list[int] = self._hub.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        text: str = self._hub.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself; part of a character shows as U+FFFD."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """A conversation as the text that the model was trained on.  Raises InvalidRequest."""
+        if self._template is None:
+            raise InvalidRequest(
+                "This model has no chat template; use /v1/completions, or start the server with --chat-template.",
+                param="messages",
+                code="no_chat_template",
+            )
+        return self._template.render(messages, add_generation_prompt, **variables)
+
+    def detokenizer(self, params: SamplingParams, prompt_token_ids: Sequence[int]) -> Detokenizer:
+        """The streaming decoder of one request's output."""
+        return Detokenizer(
+            self._decode_all,
+            context=prompt_token_ids,
+            skipped=self._special_ids if params.skip_special_tokens else frozenset(),
+            stop=params.stop,
+            include_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+    def _decode_all(self, ids: Sequence[int]) -> str:
+        text: str = self._hub.decode(ids, skip_special_tokens=False)
+        return text
+
+    def _eos_token_ids(self, model_directory: Path) -> frozenset[int]:
+        found: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            path = model_directory / name
+            value = read_json(path).get("eos_token_id") if path.is_file() else None
+            values = value if isinstance(value, list) else [value]
+            found.update(each for each in values if isinstance(each, int) and not isinstance(each, bool))
+        own = self.special_tokens.get("eos_token")
+        own_id = None if own is None else self._hub.token_to_id(own)
+        if own_id is not None:
+            found.add(own_id)
+        return frozenset(found)
+
+
+def sampling_defaults(model_directory: Path, policy: str) -> dict[str, Any]:
+    """The model author's sampling parameters, under SamplingParams' names.
+
+    `policy` "auto" reads generation_config.json as vLLM does, "vllm" ignores it.  Values of a wrong type are left out.
+    """
+    path = model_directory / "generation_config.json"
+    if policy == "vllm" or not path.is_file():
+        return {}
+    stored = read_json(path)
+    kinds: dict[str, type | tuple[type, ...]] = {"top_k": int, "max_new_tokens": int}
+    found: dict[str, Any] = {}
+    for theirs, ours in _SAMPLING_NAMES.items():
+        value = stored.get(theirs)
+        if isinstance(value, kinds.get(theirs, (int, float))) and not isinstance(value, bool):
+            found[ours] = value
+    return found
+
+
+def _special_tokens(directory: Path) -> dict[str, str]:
+    """bos_token, eos_token, …: texts that chat templates use.  tokenizer_config.json wins over the older file."""
+    tokens: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = directory / name
+        stored = read_json(path) if path.is_file() else {}
+        for key in _SPECIAL_NAMES:
+            value = stored.get(key)
+            if isinstance(value, dict):
+                value = value.get("content")
+            if isinstance(value, str):
+                tokens[key] = value
+    return tokens
+
+
+def _own_template(directory: Path) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's `chat_template` (a text, or a list of named ones)."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    config = directory / "tokenizer_config.json"
+    value = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(value, list):
+        named = {each.get("name"): each.get("template") for each in value if isinstance(each, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
