@@ -192,7 +192,9 @@ def _make_paths_absolute(data: dict[str, Json], directory: Path) -> None:
     """So that a plan means the same from every working directory; a model that is no directory stays a name."""
     for table, keys in (("workload", ("dataset-path", "dataset_path", "tokenizer")), ("target", ("model",))):
         values = data.get(table)
-        for key in keys if isinstance(values, dict) else ():
+        if not isinstance(values, dict):
+            continue
+        for key in keys:
             value = values.get(key)
             if isinstance(value, str) and (directory / value).exists():
                 values[key] = str((directory / value).resolve())
@@ -207,7 +209,8 @@ def _sentence(error: ValidationError) -> str:
     if kind == "value_error":  # ours: names the key itself
         return f"{_table_name(where[0], index)} {context['error']}"
     if kind == "extra_forbidden":
-        table = Plan if len(where) == 1 else {"target": TargetTable, "run": RunTable}[str(where[0])]
+        tables: dict[str, type[_Table]] = {"target": TargetTable, "run": RunTable}
+        table = Plan if len(where) == 1 else tables[str(where[0])]
         known = [field.alias or name for name, field in table.model_fields.items()]
         name = "the plan" if table is Plan else _table_name(where[0], index)
         return f"{name} {_unknown(str(where[-1]), known)}"

@@ -1,0 +1,324 @@
+"""The campaign itself: for each run start a server, measure it, stop it, seal the result; then the next one.
+
+Everything that can be decided is decided before the first server starts; everything that happens is kept.  A failing
+cell is a result and the campaign goes on; only a full disk, Ctrl-C and our own bugs end it, and the same command
+resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from headrace.errors import ConfigError, HeadraceError, InvariantError, LaunchError
+from headrace.lab.campaign import resume
+from headrace.lab.campaign.cells import DEMO_MODEL, PlannedCell, cells
+from headrace.lab.campaign.files import campaign_lock, disk_errors, write_json
+from headrace.lab.campaign.launchers.classify import broken_rule
+from headrace.lab.campaign.launchers.headrace import HeadraceLauncher, Server
+from headrace.lab.campaign.launchers.process import ProcessIdentity
+from headrace.lab.campaign.plan import Plan
+from headrace.lab.campaign.progress import Reporter
+from headrace.lab.campaign.provenance import code_version, run_key, server_version, workload_hash
+from headrace.lab.campaign.resume import Failure, Inspection, RunState, Seal, run_directory
+from headrace.lab.campaign.study import build_study
+from headrace.lab.campaign.watch import Watch
+from headrace.lab.client.load import Progress
+from headrace.lab.records.environment import describe_environment
+from headrace.lab.records.results import RunResult, Study, study_to_json
+from headrace.lab.records.store import write_durably
+from headrace.lab.workload.spec import WorkloadSpec
+
+Json = Any
+
+PLAN, CAMPAIGN, STUDY = "plan.toml", "campaign.json", "study.json"
+_STOP_GRACE_S = 15.0
+
+
+class Measure(Protocol):
+    """`headrace.lab.client.measure`, or what a test puts in its place."""
+
+    def __call__(
+        self, target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, model: str, progress: Any
+    ) -> RunResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run that a plan asks for."""
+
+    cell: PlannedCell
+    repeat: int
+    key: str
+
+    def label(self, repeats: int) -> str:
+        return self.cell.name if repeats == 1 else f"{self.cell.name} run {self.repeat}"
+
+
+def run_order(plan: Plan, legal: tuple[PlannedCell, ...]) -> list[tuple[PlannedCell, int]]:
+    """(cell, repeat) in the order of measuring: repeat after repeat over all cells, so repeats are interleaved."""
+    order = []
+    for repeat in range(1, plan.run.repeats + 1):
+        visited = list(legal)
+        if plan.run.order == "shuffled":
+            random.Random(f"{plan.run.seed}/{repeat}").shuffle(visited)
+        order += [(cell, repeat) for cell in visited]
+    return order
+
+
+def run_campaign(
+    plan: Plan,
+    plan_text: str,
+    out: Path,
+    *,
+    reporter: Reporter,
+    launcher: HeadraceLauncher | None = None,
+    measure: Measure | None = None,
+    retry_failed: bool = False,
+) -> Study:
+    """Measure what is not measured yet in `out`, and return the study (also in `out`/study.json after every run).
+
+    retry_failed  measure failed runs again; otherwise a failure is a result
+    Raises ConfigError (another plan's directory, another lab at work, an unreadable workload), LaunchError (disk) and
+    KeyboardInterrupt; what is finished then stays finished.
+    """
+    with disk_errors(out):
+        _make_directory(out)
+        with campaign_lock(out):
+            return _Campaign(plan, out, reporter, launcher, measure).run(plan_text, retry_failed=retry_failed)
+
+
+class _Campaign:
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        reporter: Reporter,
+        launcher: HeadraceLauncher | None,
+        measure: Measure | None,
+    ) -> None:
+        self.plan = plan
+        self.out = out
+        self.reporter = reporter
+        self.cells = cells(plan)
+        self.spec = plan.workload_spec()
+        self.workload = workload_hash(self.spec)
+        self.launcher = launcher or HeadraceLauncher(
+            served_model=_served_name(plan), model=plan.target.model, ready_timeout_s=plan.target.ready_timeout_s
+        )
+        self.measure = measure or _measure
+        self.seals: dict[tuple[str, int], Seal] = {}
+        self.facts: dict[str, Json] = {}
+
+    def run(self, plan_text: str, *, retry_failed: bool) -> Study:
+        self.facts = self._claim(plan_text)
+        tasks = [self._task(cell, repeat) for cell, repeat in run_order(self.plan, self._legal())]
+        todo: list[Task] = []
+        for task in tasks:
+            found = resume.inspect(self._directory(task), task.key)
+            if found.state is RunState.DONE or (found.state is RunState.FAILED and not retry_failed):
+                assert found.seal is not None
+                self.seals[task.cell.name, task.repeat] = found.seal
+            else:
+                todo.append(task)
+        study = self._write_study()
+        self.reporter.begin(len(tasks), len(tasks) - len(todo))
+        try:
+            for number, task in enumerate(todo, start=len(tasks) - len(todo) + 1):
+                self._clear(task, resume.inspect(self._directory(task), task.key))
+                self._run(task, number)
+                study = self._write_study()
+        finally:
+            self.reporter.close()
+        return study
+
+    def _claim(self, plan_text: str) -> dict[str, Json]:
+        """Make the directory this plan's, or see that it is; returns the study's facts."""
+        path = self.out / CAMPAIGN
+        for leftover in self.out.glob(".*.tmp"):  # of a lab that was killed while it wrote
+            leftover.unlink()
+        mine = {"name": self.plan.name, "plan_sha256": self.plan.digest(), "workload_sha256": self.workload}
+        if path.exists():
+            theirs = resume.read_json(path)
+            if theirs.get("plan_sha256") != mine["plan_sha256"]:
+                raise ConfigError(
+                    f"{self.out} holds the campaign of another plan (or of an earlier version of this one; its copy is "
+                    f"{self.out / PLAN}): give another --out"
+                )
+            if theirs.get("workload_sha256") != mine["workload_sha256"]:
+                raise ConfigError(
+                    f"the files of the workload have changed since {self.out} was begun: give another --out"
+                )
+            facts = theirs.get("facts")
+            return {**_facts(), **(facts if isinstance(facts, dict) else {})}
+        facts = _facts()
+        write_durably(self.out / PLAN, plan_text.encode())
+        order = [f"{cell.name}/run-{repeat}" for cell, repeat in run_order(self.plan, self._legal())]
+        write_json(path, {"schema_version": 1, **mine, "begun": resume.now(), "order": order, "facts": facts})
+        return facts
+
+    def _legal(self) -> tuple[PlannedCell, ...]:
+        return tuple(cell for cell in self.cells if cell.legal)
+
+    def _task(self, cell: PlannedCell, repeat: int) -> Task:
+        return Task(cell, repeat, run_key(cell.flags, workload=self.workload, model=self.plan.target.model))
+
+    def _directory(self, task: Task) -> Path:
+        return run_directory(self.out, task.cell.name, task.repeat)
+
+    def _clear(self, task: Task, found: Inspection) -> None:
+        if found.state is not RunState.ABSENT:
+            aside = resume.set_aside(self._directory(task))
+            why = found.why or "a failed run is tried again"
+            self.reporter.note(f"{task.cell.name}: {why}; it is kept as {aside.name}")
+
+    def _run(self, task: Task, number: int) -> None:
+        """Measure one run and seal it, as a result or as a failure."""
+        label, directory = task.label(self.plan.run.repeats), self._directory(task)
+        nonce = f"headrace-run-{secrets.token_hex(8)}"
+        start = time.monotonic()
+        self.reporter.starting(label, number)
+        resume.begin(directory, key=task.key, nonce=nonce)
+        result: RunResult | None = None
+        failure: Failure | None = None
+        server_facts: dict[str, Json] = {"nonce": nonce}
+        try:
+            result = self._measure_once(task, label, directory, nonce, server_facts)
+        except InvariantError:
+            raise
+        except HeadraceError as error:
+            kind = error.kind if isinstance(error, LaunchError) else "client"
+            if kind == "disk" and _disk_is_ours(error):
+                raise
+            log_tail = error.log_tail if isinstance(error, LaunchError) else ""
+            failure = Failure(kind, str(error), log_tail, broken_rule(log_tail))
+        seal = Seal(
+            key=task.key,
+            cell=task.cell.name,
+            repeat=task.repeat,
+            ended=resume.now(),
+            duration_s=round(time.monotonic() - start, 3),
+            server=server_facts,
+            result=result,
+            failure=failure,
+        )
+        resume.seal_run(directory, seal)
+        self.seals[task.cell.name, task.repeat] = seal
+        text = f"failed ({failure.kind}): {failure.message}" if failure else _one_line(result, seal.duration_s)
+        self.reporter.ended(label, text, good=failure is None)
+
+    def _measure_once(
+        self, task: Task, label: str, directory: Path, nonce: str, server_facts: dict[str, Json]
+    ) -> RunResult:
+        def note(identity: ProcessIdentity) -> None:
+            server_facts["process"] = identity.to_json()
+            resume.note_server(directory, key=task.key, nonce=nonce, server=identity)
+
+        server = self.launcher.start(task.cell.flags, log=directory / "server.log", nonce=nonce, started=note)
+        server_facts.update(version=server.version, ready_s=round(server.ready_s, 3), effective=dict(server.effective))
+        self.reporter.measuring(label, server.ready_s)
+        target = self.plan.target
+        try:
+            server.save_metrics(directory / "metrics-before.txt")
+            watch = Watch(server, frozen_after_s=target.frozen_after_s, timeout_s=self.plan.run.timeout_s)
+            with watch:
+                result, error = self._load(server, label, directory)
+            ended = watch.failure()
+            if ended is not None:
+                raise ended  # why the server went explains whatever the client saw
+            if error is not None:
+                raise error
+            server.save_metrics(directory / "metrics-after.txt")
+        finally:
+            server_facts["exit_code"] = server.stop(grace_s=_STOP_GRACE_S)
+        if not result.metrics.get("completed"):
+            first = next(iter(result.warnings), "the client gives no reason")
+            raise LaunchError(
+                f"not one request was served: {first}", kind="protocol", log_tail=server.process.log_tail()
+            )
+        source = str(directory.relative_to(self.out))
+        return replace(result, source=source)
+
+    def _load(self, server: Server, label: str, directory: Path) -> tuple[RunResult, HeadraceError | None]:
+        """The client's result, or its error: a dead server may have caused it, so the caller judges."""
+
+        def progress(state: Progress) -> None:
+            self.reporter.progress(label, state)
+
+        try:
+            out = directory / "client"
+            return self.measure(server.url, self.spec, out, model=server.model, progress=progress), None
+        except InvariantError:
+            raise
+        except HeadraceError as error:
+            return RunResult("", {}, {}), error
+
+    def _write_study(self) -> Study:
+        seals = {
+            cell.name: [
+                self.seals[cell.name, repeat]
+                for repeat in range(1, self.plan.run.repeats + 1)
+                if (cell.name, repeat) in self.seals
+            ]
+            for cell in self.cells
+        }
+        study = build_study(
+            self.plan.name, self.plan.title, self.cells, seals, repeats=self.plan.run.repeats, facts=self.facts
+        )
+        write_durably(self.out / STUDY, study_to_json(study).encode())
+        return study
+
+
+def _measure(target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, model: str, progress: Any) -> RunResult:
+    from headrace.lab.client import measure  # aiohttp and numpy: only when something is measured
+
+    return measure(target_url, workload_spec, out_dir, model=model, progress=progress)
+
+
+def _served_name(plan: Plan) -> str:
+    return Path(plan.target.model).name if plan.target.model else DEMO_MODEL
+
+
+def _facts() -> dict[str, Json]:
+    environment: Mapping[str, Json] = describe_environment()
+    kept = ("cpu_model", "cpus_usable", "memory_bytes", "system", "python", "git_revision")
+    return {
+        "tool": "headrace",
+        "code_version": code_version(),
+        "server_version": server_version(),
+        **{key: environment[key] for key in kept if environment.get(key) is not None},
+    }
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"--out {out} is a file, not a directory") from None
+    known = {PLAN, CAMPAIGN, STUDY, "cells", "lock"}
+    strangers = sorted(name for name in os.listdir(out) if name not in known and not name.startswith("."))
+    if strangers and not (out / CAMPAIGN).exists():
+        raise ConfigError(f"--out {out} holds other things ({strangers[0]}) and no campaign: give a new directory")
+
+
+def _disk_is_ours(error: HeadraceError) -> bool:
+    """A disk that is full for the client is full for the lab; a server's own complaint comes with its log."""
+    return isinstance(error, LaunchError) and not error.log_tail
+
+
+def _one_line(result: RunResult | None, duration_s: float) -> str:
+    metrics: Mapping[str, float] = result.metrics if result is not None else {}
+    parts = [f"{metrics['completed']:.0f} requests"] if "completed" in metrics else []
+    if "duration" in metrics:
+        parts.append(f"in {metrics['duration']:.1f} s")
+    if "total_token_throughput" in metrics:
+        parts.append(f"{metrics['total_token_throughput']:.0f} tok/s in all")
+    if "mean_ttft_ms" in metrics:
+        parts.append(f"mean TTFT {metrics['mean_ttft_ms']:.0f} ms")
+    return ", ".join(parts) + f" ({duration_s:.0f} s with start and stop)"

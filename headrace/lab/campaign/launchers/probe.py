@@ -1,0 +1,104 @@
+"""Questions to a server that has just been started: does it answer, is it ours, what is it running with."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+Json = Any
+
+MAX_ANSWER_BYTES = 8 << 20
+_INFO = re.compile(r"^[a-zA-Z_:][\w:]*config_info\{(?P<labels>.*)\}\s", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def get(port: int, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """Status and body of a GET on 127.0.0.1.  Raises OSError when there is no whole HTTP answer in time.
+
+    `http.client`, not `urllib`: a proxy in the environment must not see loopback traffic.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        return response.status, response.read(MAX_ANSWER_BYTES)
+    except http.client.HTTPException as error:
+        raise OSError(f"not HTTP: {type(error).__name__}") from None
+    finally:
+        connection.close()
+
+
+def answers(port: int, path: str = "/health", *, timeout_s: float = 5.0) -> bool:
+    """Whether a GET ends with 200."""
+    try:
+        return get(port, path, timeout_s=timeout_s)[0] == 200
+    except OSError:
+        return False
+
+
+def served_models(port: int) -> list[str]:
+    """The names under /v1/models; empty when the answer is not what OpenAI's API promises."""
+    try:
+        status, body = get(port, "/v1/models")
+        return [str(model["id"]) for model in json.loads(body)["data"]] if status == 200 else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def version(port: int) -> str | None:
+    """What /version says, None when it says nothing usable."""
+    try:
+        status, body = get(port, "/version")
+        return str(json.loads(body)["version"]) if status == 200 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def effective_settings(metrics: str) -> dict[str, Json]:
+    """Settings that a server states in /metrics (labels of `vllm:cache_config_info` and its like), typed."""
+    labels = [label for info in _INFO.finditer(metrics) for label in _LABEL.findall(info["labels"])]
+    return {name: _typed(text) for name, text in labels}
+
+
+def _typed(text: str) -> Json:
+    words: dict[str, Json] = {"True": True, "true": True, "False": False, "false": False, "None": None}
+    if text in words:
+        return words[text]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def free_port() -> int:
+    """A loopback port that is free now.  Another process may take it before a server does: check who answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether process `pid` itself holds a socket that listens on `port` (by its inode under /proc)."""
+    inodes = _listening_inodes(port)
+    with contextlib.suppress(OSError):
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if handle.readlink().name in inodes:
+                    return True
+    return False
+
+
+def _listening_inodes(port: int) -> set[str]:
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    found.add(f"socket:[{fields[9]}]")
+    return found

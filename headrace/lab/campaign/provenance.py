@@ -1,0 +1,83 @@
+"""What a result depends on besides the plan: this code, the engine's libraries, the files of model and workload."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import headrace
+from headrace.lab.campaign.files import checksum
+from headrace.lab.workload.spec import WorkloadSpec
+from headrace.version import VERSION
+
+Json = Any
+
+# Small files (configuration, tokenizer) are told apart by content; weights by name and size, which is what differs
+# between two models and costs nothing.
+_SMALL_FILE_BYTES = 1 << 20
+_SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn")
+
+
+@cache
+def code_version() -> str:
+    """The release, and a digest of the package's own source: an edited checkout is another version."""
+    package = Path(headrace.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.suffix not in (".pyc", ".pyo"):
+            digest.update(f"{path.relative_to(package)}\0{checksum(path)}\n".encode())
+    return f"{VERSION}+source.{digest.hexdigest()[:16]}"
+
+
+@cache
+def server_version() -> str:
+    """What headrace's own server runs on (read from the installed packages' metadata; nothing is imported)."""
+    found = [f"python {platform.python_version()}"]
+    for name in _SERVER_PACKAGES:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def files_digest(path: Path) -> str:
+    """Tells two models, tokenizers or data sets apart; see _SMALL_FILE_BYTES.  "absent" when there is no such file."""
+    if path.is_file():
+        return checksum(path)
+    if not path.is_dir():
+        return "absent"
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            size = file.stat().st_size
+            content = checksum(file) if size <= _SMALL_FILE_BYTES else ""
+            digest.update(f"{file.relative_to(path)}\0{size}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def workload_hash(spec: WorkloadSpec) -> str:
+    """Of the declaration and of the files that it names."""
+    return digest_of(
+        [spec.digest(), *(files_digest(Path(path)) if path else "" for path in (spec.dataset_path, spec.tokenizer))]
+    )
+
+
+def run_key(settings: Mapping[str, Json], *, workload: str, model: str | None) -> str:
+    """What a finished run answers for: any difference here makes it another run.
+
+    `model` is a directory or a name; None is the built-in model, which is part of the code.
+    """
+    files = files_digest(Path(model)) if model is not None else ""
+    return digest_of([dict(settings), code_version(), server_version(), workload, files])
+
+
+def digest_of(values: Iterable[Json]) -> str:
+    """SHA-256 of JSON-ready values."""
+    return hashlib.sha256(json.dumps(list(values), sort_keys=True).encode()).hexdigest()
