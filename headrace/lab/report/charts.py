@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from headrace.lab.report.panels import ROLES, Axis, Mark, Panel, Series
+from headrace.lab.report.panels import ROLES, Axis, Mark, Panel, Series, nudged
 from headrace.lab.report.text import plain
 
 # Okabe and Ito's palette: distinct for the common colour deficiencies; the symbol differs as well.
@@ -69,11 +69,11 @@ def plotly_figure(panel: Panel) -> dict[str, Any]:
     data: list[dict[str, Any]] = []
     anchors: list[list[str]] = []
     for series in panel.series:
-        repeats = _repeats_trace(series)
+        repeats = _repeats_trace(series, panel.x)
         if repeats["x"]:
             data.append(repeats)
             anchors.append([point.anchor for point in series.points for _ in point.runs if len(point.runs) > 1])
-        data.append(_series_trace(series))
+        data.append(_series_trace(series, panel.x))
         anchors.append([point.anchor for point in series.points])
     for status in dict.fromkeys(mark.status for mark in panel.marks):
         marks = [mark for mark in panel.marks if mark.status == status]
@@ -82,13 +82,13 @@ def plotly_figure(panel: Panel) -> dict[str, Any]:
     return {"data": data, "layout": _layout(panel), "anchors": anchors}
 
 
-def _series_trace(series: Series) -> dict[str, Any]:
+def _series_trace(series: Series, axis: Axis) -> dict[str, Any]:
     colour, points = COLOURS[series.role], series.points
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers",
         "name": label(series.label),
-        "x": [point.x for point in points],
+        "x": [nudged(axis, point.x, series.role) for point in points],
         "y": [point.y for point in points],
         "hovertext": [hover(point.hover) for point in points],
         "hoverinfo": "text",
@@ -114,12 +114,12 @@ def _series_trace(series: Series) -> dict[str, Any]:
     return trace
 
 
-def _repeats_trace(series: Series) -> dict[str, Any]:
+def _repeats_trace(series: Series, axis: Axis) -> dict[str, Any]:
     pairs = [(point.x, run) for point in series.points if len(point.runs) > 1 for run in point.runs]
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": [x for x, _ in pairs],
+        "x": [nudged(axis, x, series.role) for x, _ in pairs],
         "y": [y for _, y in pairs],
         "hoverinfo": "skip",
         "marker": {"color": COLOURS[series.role], "symbol": SYMBOLS[series.role], "size": 5, "opacity": 0.45},

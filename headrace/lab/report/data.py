@@ -1,7 +1,7 @@
 """A study and its findings -> what a page shows.  Frozen values, no HTML, no Plotly.
 
-Nothing is judged here: claims come from findings, statuses from the study.  This module only picks, groups and
-words them, and states n everywhere.
+Nothing is judged here: claims, what may be compared and how far a tie reaches come from findings, statuses from the
+study.  This module only picks, groups and words them, and states n everywhere.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.lab.findings.finding import Finding
+from headrace.lab.findings.stats import allowance
+from headrace.lab.findings.table import build, sample
 from headrace.lab.records.results import Cell, CellStatus, Study
 from headrace.lab.report.text import count, flatten, number, plain, show, with_unit
 
 BUDGET, CHUNKED = "max_num_batched_tokens", "enable_chunked_prefill"
 # Settings that say where a cell's run came from, not how the server was set.
-_INCIDENTAL = ("repeat", "source", "seed")
+_INCIDENTAL = ("repeat", "source", "seed", "implied", "metadata", "date", "progress_elapsed_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +114,24 @@ class Value:
     def n(self) -> int:
         return len(self.runs)
 
+    @property
+    def sample_words(self) -> str:
+        """`single run` or `mean of n = 3 runs`."""
+        return "single run" if self.n == 1 else f"mean of n = {self.n} runs"
+
     def words(self, unit: str) -> str:
         """`145.9 s, single run` or `145.9 s, mean of n = 3 runs (140.1 s to 151.2 s)`."""
-        if self.n == 1:
-            return f"{with_unit(self.mean, unit)}, single run"
-        spread = f"{with_unit(self.low, unit)} to {with_unit(self.high, unit)}"
-        return f"{with_unit(self.mean, unit)}, mean of n = {self.n} runs ({spread})"
+        spread = f" ({with_unit(self.low, unit)} to {with_unit(self.high, unit)})" if self.n > 1 else ""
+        return f"{with_unit(self.mean, unit)}, {self.sample_words}{spread}"
 
 
 @dataclass(frozen=True, slots=True)
 class CellView:
-    """One cell.  `anchor` is its id in the page; `comparable` says that it belongs on the same axis as the others."""
+    """One cell.  `anchor` is its id in the page.
+
+    comparable   it belongs on the same axis as the others; otherwise `left_out` says why not
+    implied      settings that no flag stated, each with the rule that implies it
+    """
 
     anchor: str
     name: str
@@ -130,11 +139,13 @@ class CellView:
     role: str  # on, off, unset
     budget: float | None
     comparable: bool
+    left_out: str
     rule: str
     reason: str
     values: Mapping[str, Value]
     settings: Mapping[str, str]
     substituted: str
+    implied: tuple[str, ...]
     warnings: tuple[str, ...]
     sources: tuple[str, ...]
     n_runs: int
@@ -167,13 +178,18 @@ class Banner:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best comparable cell of one metric, and those whose value lies within `share` of it (a fact, not a verdict)."""
+    """The best comparable cell of one metric, and the cells tied with it: within `share`, the allowance for noise."""
 
     metric: Metric
     cell: CellView
     value: Value
-    near: tuple[CellView, ...]
+    tied: tuple[CellView, ...]
     share: float
+
+    @property
+    def basis(self) -> str:
+        """Where the allowance comes from."""
+        return "single runs" if self.value.n == 1 else "95 %, from repeats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +209,18 @@ class StudyView:
     facts: tuple[tuple[str, str], ...]
 
     @property
-    def set_aside(self) -> tuple[CellView, ...]:
-        """Cells with no comparable result, each with a rule or a reason."""
-        return tuple(cell for cell in self.cells if cell.status is not CellStatus.OK)
+    def unplanned(self) -> tuple[CellView, ...]:
+        """Cells that did not run as planned or are left out of comparisons, each with its reason."""
+        return tuple(cell for cell in self.cells if cell.status is not CellStatus.OK or cell.left_out)
 
 
 def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> StudyView:
     """The view of one study; `index` keeps the anchors of several studies in one page apart."""
-    cells = tuple(_cell_view(cell, f"s{index}c{number_}") for number_, cell in enumerate(study.cells))
+    table = build(study)
+    left_out = {id(cell): reason for cell, reason in table.left_out}
+    cells = tuple(
+        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), "")) for place, cell in enumerate(study.cells)
+    )
     anchors: dict[str, str] = {}
     for cell in cells:
         anchors.setdefault(cell.name, cell.anchor)
@@ -215,12 +235,14 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         varying=varying,
         cells=cells,
         findings=tuple(_finding_view(finding, anchors) for finding in findings),
-        best=tuple(best for metric in (TOTAL_RATE, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, cells))),
+        best=tuple(
+            best for metric in (TOTAL_RATE, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, cells, table.cells))
+        ),
         facts=tuple((plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
     )
 
 
-def _cell_view(cell: Cell, anchor: str) -> CellView:
+def _cell_view(cell: Cell, anchor: str, left_out: str) -> CellView:
     chunked = cell.settings.get(CHUNKED)
     role = _ROLE_WORDS[chunked][0] if isinstance(chunked, bool) else _UNSTATED_ROLE[0]
     budget = number(cell.settings.get(BUDGET))
@@ -232,7 +254,8 @@ def _cell_view(cell: Cell, anchor: str) -> CellView:
         status=cell.status,
         role=role,
         budget=budget if budget is not None and budget > 0 else None,
-        comparable=cell.status in (CellStatus.OK, CellStatus.SUBSTITUTED) and bool(values),
+        comparable=not left_out,
+        left_out=plain(left_out),
         rule=plain(cell.rule or "", 40),
         reason=plain(cell.reason or ""),
         values=values,
@@ -240,6 +263,7 @@ def _cell_view(cell: Cell, anchor: str) -> CellView:
         substituted=plain(
             "; ".join(f"{flag}: {show(wanted)} → {show(used)}" for flag, (wanted, used) in cell.substituted.items())
         ),
+        implied=_implied(cell),
         warnings=tuple(dict.fromkeys(plain(text) for run in cell.runs for text in run.warnings)),
         sources=tuple(plain(run.source, 400) for run in cell.runs),
         n_runs=len(cell.runs),
@@ -247,8 +271,15 @@ def _cell_view(cell: Cell, anchor: str) -> CellView:
 
 
 def _value(cell: Cell, key: str) -> Value | None:
-    runs = tuple(value for run in cell.runs if (value := number(run.metrics.get(key))) is not None)
+    runs = sample(cell, key)
     return Value(sum(runs) / len(runs), min(runs), max(runs), runs) if runs else None
+
+
+def _implied(cell: Cell) -> tuple[str, ...]:
+    implied = cell.settings.get("implied") or next(
+        (run.settings["implied"] for run in cell.runs if "implied" in run.settings), None
+    )
+    return tuple(f"{name}: {text}" for name, text in flatten(implied)) if isinstance(implied, Mapping) else ()
 
 
 def _finding_view(finding: Finding, anchors: Mapping[str, str]) -> FindingView:
@@ -276,51 +307,63 @@ def _split_settings(cells: Sequence[Cell]) -> tuple[tuple[tuple[str, str], ...],
 
 
 def _banner(study: Study, cells: Sequence[CellView], findings: Sequence[Finding]) -> Banner:
-    tally = {status: sum(cell.status is status for cell in cells) for status in CellStatus}
     comparable = [cell for cell in cells if cell.comparable]
-    reasons: list[str] = []
+    claims = tuple(plain(finding.claim, 300) for finding in findings if finding.topic == "comparability")
+    reasons = (*_status_reasons(cells, bool(claims)), *_repeat_reasons(comparable), *_warning_reasons(cells), *claims)
+    if not comparable:
+        return Banner("bad", "Nothing to compare" if cells else "No cells", reasons or ("No cell was measured.",))
+    illegal = sum(cell.status is CellStatus.ILLEGAL for cell in cells)
+    marked = (f"{count(illegal, 'illegal cell')}: not launched, marked with the rule.",) if illegal else ()
+    shown = f"{len(comparable)} of {count(len(cells), 'cell')} comparable"
+    level, words = ("care", "Read with care: ") if reasons else ("good", "")
+    return Banner(level, f"{words}{shown}", (*reasons, *marked))
+
+
+def _status_reasons(cells: Sequence[CellView], explained: bool) -> list[str]:
+    tally = {status: sum(cell.status is status for cell in cells) for status in CellStatus}
+    reasons = []
     if tally[CellStatus.FAILED]:
         reasons.append(f"{count(tally[CellStatus.FAILED], 'cell')} failed.")
-    if tally[CellStatus.DEGRADED]:
+    if tally[CellStatus.DEGRADED] and not explained:
         reasons.append(
-            f"{count(tally[CellStatus.DEGRADED], 'cell')} served less than the whole workload and "
-            f"{'is' if tally[CellStatus.DEGRADED] == 1 else 'are'} left out of comparisons."
+            f"{count(tally[CellStatus.DEGRADED], 'cell')} served less than the whole workload: left out of comparisons."
         )
     if tally[CellStatus.SUBSTITUTED]:
         reasons.append(f"{count(tally[CellStatus.SUBSTITUTED], 'cell')} ran with other settings changed as well.")
     if tally[CellStatus.PENDING]:
         reasons.append(f"{count(tally[CellStatus.PENDING], 'cell')} not run yet.")
+    return reasons
+
+
+def _repeat_reasons(comparable: Sequence[CellView]) -> list[str]:
     if comparable and all(cell.n_runs == 1 for cell in comparable):
-        reasons.append("One run a cell: differences of a few per cent cannot be told from noise.")
-    elif any(cell.n_runs == 1 for cell in comparable):
-        reasons.append("Some cells have a single run: their spread is unknown.")
-    warned = sum(bool(cell.warnings) for cell in cells)
-    if warned:
-        reasons.append(f"{count(warned, 'cell')} carr{'ies' if warned == 1 else 'y'} a warning, listed below.")
-    claims = [plain(finding.claim, 300) for finding in findings if finding.topic == "comparability"]
-    if not comparable:
-        headline = "Nothing to compare" if cells else "No cells"
-        return Banner("bad", headline, (*reasons, *claims) or ("The study holds no measured cell.",))
-    if tally[CellStatus.ILLEGAL]:
-        reasons.append(f"{count(tally[CellStatus.ILLEGAL], 'illegal cell')} marked with the rule that forbids it.")
-    careful = len(reasons) - bool(tally[CellStatus.ILLEGAL]) > 0 or bool(claims)
-    shown = f"{len(comparable)} of {count(len(cells), 'cell')} comparable"
-    if careful:
-        return Banner("care", f"Read with care: {shown}", (*reasons, *claims))
-    return Banner("good", f"Comparable: {shown}", tuple(reasons))
+        return ["One run a cell: differences of a few per cent cannot be told from noise."]
+    if any(cell.n_runs == 1 for cell in comparable):
+        return ["Some cells have a single run: their spread is unknown."]
+    return []
 
 
-def _best(metric: Metric, cells: Sequence[CellView], share: float = 0.04) -> Best | None:
-    found = [(cell, cell.values[metric.key]) for cell in cells if cell.comparable and metric.key in cell.values]
+def _warning_reasons(cells: Sequence[CellView]) -> list[str]:
+    """A warning that all measured cells share is said once; others are counted."""
+    measured = [cell for cell in cells if cell.n_runs]
+    shared = [text for text in (measured[0].warnings if measured else ()) if all(text in c.warnings for c in measured)]
+    others = sum(bool(set(cell.warnings) - set(shared)) for cell in measured)
+    counted = [f"{count(others, 'cell')} with warnings, listed under provenance."] if others else []
+    return [f"Every run: {text}" for text in shared] + counted
+
+
+def _best(metric: Metric, views: Sequence[CellView], cells: Sequence[Cell]) -> Best | None:
+    found = [(view, view.values[metric.key]) for view in views if view.comparable and metric.key in view.values]
     if len(found) < 2:
         return None
-    cell, value = (min if metric.lower_is_better else max)(found, key=lambda pair: pair[1].mean)
-    near = tuple(
-        other
-        for other, at in found
-        if other is not cell and abs(at.mean - value.mean) <= share * max(abs(value.mean), abs(at.mean))
+    best, value = (min if metric.lower_is_better else max)(found, key=lambda pair: pair[1].mean)
+    share = allowance(metric.key, [cell for cell in cells if sample(cell, metric.key)])
+    tied = tuple(
+        view
+        for view, other in found
+        if view is not best and abs(other.mean - value.mean) <= share * min(value.mean, other.mean)
     )
-    return Best(metric, cell, value, near, share)
+    return Best(metric, best, value, tied, share)
 
 
 def as_json(value: Any) -> Any:

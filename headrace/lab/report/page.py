@@ -13,6 +13,7 @@ import hashlib
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -25,7 +26,7 @@ from headrace.lab.report import charts, tables
 from headrace.lab.report.data import FindingView, StudyView
 from headrace.lab.report.panels import Dashboard, Panel, dashboards
 from headrace.lab.report.svg import key_symbol, panel_svg
-from headrace.lab.report.text import count
+from headrace.lab.report.text import count, percent, with_unit
 
 esc = html.escape
 _TOPICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "step-time": "step time"}
@@ -37,7 +38,7 @@ _KEYS = (
 _MARK_KEYS = (
     ("illegal", "illegal: a rule forbids it, not launched"),
     ("failed", "failed"),
-    ("degraded", "degraded: served less than the whole workload"),
+    ("degraded", "not comparable: served less, or another workload"),
     ("pending", "not run yet"),
     ("missing", "metric not in the results"),
 )
@@ -72,7 +73,7 @@ def page_html(views: Sequence[StudyView]) -> str:
         "findings": "".join(_findings(view, len(views) > 1) for view in views),
         "legend": _legend(boards),
         "charts": _charts(views, boards),
-        "set_aside": "".join(map(tables.set_aside, views)),
+        "unplanned": "".join(map(tables.unplanned, views)),
         "results": "".join(map(tables.results, views)),
         "settings": "".join(map(tables.settings, views)),
         "provenance": "".join(map(tables.provenance, views)),
@@ -143,9 +144,17 @@ def _header(views: Sequence[StudyView]) -> str:
 
 
 def _findings(view: StudyView, named: bool) -> str:
+    """The headline, the best cells, then the other claims; caveats that several share stand once, below."""
+    tally = Counter(caveat for finding in view.findings for caveat in finding.caveats)
+    shared = [caveat for caveat, times in tally.items() if times >= 3]
     name = f'<h3 class="study">{esc(view.title)}</h3>' if named else ""
-    cards = "".join(map(_finding, view.findings)) or '<p class="none">No finding could be derived from this study.</p>'
-    return f'<div class="findings">{name}{_best(view)}{cards}</div>'
+    lead = [finding for finding in view.findings if finding.id == "headline"]
+    cards = "".join(_finding(finding, view.anchor, shared) for finding in view.findings if finding not in lead)
+    none = "" if view.findings else '<p class="none">No finding could be derived from this study.</p>'
+    notes = "".join(f'<li id="{view.anchor}n{place}">{esc(text)}</li>' for place, text in enumerate(shared, 1))
+    foot = f'<div class="shared"><p>Caveats that several findings share</p><ol>{notes}</ol></div>' if notes else ""
+    first = "".join(_finding(finding, view.anchor, shared, lead=True) for finding in lead)
+    return f'<div class="findings">{name}{first}{_best(view)}{cards}{none}{foot}</div>'
 
 
 def _best(view: StudyView) -> str:
@@ -155,20 +164,24 @@ def _best(view: StudyView) -> str:
     rows = "".join(
         f"<tr><th scope=row>{esc(best.metric.label)}</th>"
         f"<td>{_cell_link(best.cell.name, best.cell.anchor)}</td>"
-        f"<td>{esc(best.value.words(best.metric.unit))}</td>"
-        f"<td>{' '.join(_cell_link(cell.name, cell.anchor) for cell in best.near) or 'none'}</td></tr>"
+        f"<td>{with_unit(best.value.mean, best.metric.unit)}<small>{esc(best.value.sample_words)}</small></td>"
+        f"<td>{' '.join(_cell_link(cell.name, cell.anchor) for cell in best.tied) or 'none'}"
+        f"<small>within {esc(percent(best.share))} ({esc(best.basis)})</small></td></tr>"
         for best in view.best
     )
-    share = f"{view.best[0].share:.0%}".replace("%", "\u00a0%")
     return (
         '<div class="scroll"><table class="best"><thead><tr><th scope=col>metric</th><th scope=col>best cell</th>'
-        f"<th scope=col>value</th><th scope=col>within {share} of it</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<th scope=col>value</th><th scope=col>tied with it</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _finding(finding: FindingView) -> str:
+def _finding(finding: FindingView, anchor: str, shared: Sequence[str], lead: bool = False) -> str:
     cells = "".join(f"<li>{_cell_link(name, anchor)}</li>" for name, anchor in finding.cells)
-    caveats = "".join(f"<li>{esc(caveat)}</li>" for caveat in finding.caveats)
+    caveats = "".join(f"<li>{esc(caveat)}</li>" for caveat in finding.caveats if caveat not in shared)
+    links = ", ".join(
+        f'<a href="#{anchor}n{place}">{place}</a>' for place, text in enumerate(shared, 1) if text in finding.caveats
+    )
+    notes = f'<span class="notes">caveats {links}</span>' if links else ""
     numbers = "".join(f"<tr><th scope=row>{esc(name)}</th><td>{esc(text)}</td></tr>" for name, text in finding.numbers)
     details = (
         f"<details><summary>{count(len(finding.numbers), 'number')}</summary>"
@@ -177,10 +190,11 @@ def _finding(finding: FindingView) -> str:
         else ""
     )
     return (
-        f'<article class="finding"><p class="topic">{esc(_TOPICS.get(finding.topic, finding.topic))}</p>'
+        f'<article class="finding{" lead" if lead else ""}">'
+        f'<p class="topic">{"recommendation" if lead else esc(_TOPICS.get(finding.topic, finding.topic))}</p>'
         f'<div><p class="claim">{esc(finding.claim)}</p>'
         f"{f'<ul class=caveats>{caveats}</ul>' if caveats else ''}"
-        f'<div class="basis">{details}{f"<ul class=cells>{cells}</ul>" if cells else ""}</div></div></article>'
+        f'<div class="basis">{notes}{details}{f"<ul class=cells>{cells}</ul>" if cells else ""}</div></div></article>'
     )
 
 

@@ -18,7 +18,7 @@ ROLES = ("on", "off", "unset")
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: `kind` is log2, log, linear or category; range and ticks are in the data's unit, never in logarithms."""
+    """One axis: `kind` is log2, log, linear or category; range and ticks are in the data's unit, not logarithms."""
 
     kind: str
     title: str
@@ -30,7 +30,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One cell's value; `low`..`high` spans the repeats, `changed` marks a cell whose other settings were changed too."""
+    """One cell's value; `low`..`high` spans the repeats, `changed`: its other settings were changed too."""
 
     x: float
     y: float
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Cells joined by a line: one state of chunked prefill and, where needed, of other settings (`dash` tells them apart)."""
+    """Cells joined by a line: one state of chunked prefill and, where needed (`dash`), of other settings."""
 
     role: str
     dash: int
@@ -90,6 +90,12 @@ class Dashboard:
     title: str
     about: str
     panels: tuple[Panel, ...]
+
+
+def nudged(axis: Axis, x: float, role: str) -> float:
+    """x moved a hair to the side, so that on and off at the same budget do not hide each other."""
+    step = {"on": -0.07, "off": 0.07}.get(role, 0.0)
+    return x * 2**step if axis.kind == "log2" else x + step
 
 
 def dashboards(study: StudyView) -> tuple[Dashboard, ...]:
@@ -139,7 +145,7 @@ def _drawn(cell: CellView, metric: Metric) -> bool:
 
 
 def _places(study: StudyView) -> tuple[dict[str, float], Axis]:
-    """Anchor -> x, and the horizontal axis: the budgets on a log2 scale, or the cells by name where none has a budget."""
+    """Anchor -> x, and the horizontal axis: budgets on a log2 scale, or the cells by name where none has one."""
     budgets = sorted({cell.budget for cell in study.cells if cell.budget is not None})
     if not budgets:
         places = {cell.anchor: float(index) for index, cell in enumerate(study.cells)}
@@ -270,8 +276,10 @@ def _point(cell: CellView, metric: Metric, factor: float, x: float) -> Point:
 
 def _mark(cell: CellView, metric: Metric, places: dict[str, float]) -> Mark:
     status, said = cell.status.value, cell.status_label
-    if cell.comparable or (not cell.values and cell.status in (CellStatus.OK, CellStatus.SUBSTITUTED)):
+    if cell.comparable:
         status, said = "missing", f"{metric.label} is not in this cell's results"
+    elif cell.status in (CellStatus.OK, CellStatus.SUBSTITUTED):
+        status, said = "degraded", f"left out of comparisons: {cell.left_out}"
     hover = [*_heading(cell), " ".join(filter(None, (said, f"by rule {cell.rule}" if cell.rule else "")))]
     if cell.reason:
         hover.append(cell.reason)

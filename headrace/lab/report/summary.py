@@ -1,4 +1,4 @@
-"""The report in at most 30 lines for the terminal: verdict, best settings, findings, cells set aside, where it is.
+"""The report in at most 30 lines for the terminal: verdict, best settings, findings, cells not as planned, where it is.
 
 Foreign text is printed without rich's markup and without control characters (a cell's name cannot move the cursor).
 """
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from headrace.lab.records.results import CellStatus
 from headrace.lab.report.data import StudyView
-from headrace.lab.report.text import plain
+from headrace.lab.report.text import percent, plain, with_unit
 
 MAX_LINES = 30
 _LEVEL_STYLE = {"good": "bold green", "care": "bold yellow", "bad": "bold red"}
@@ -32,7 +32,7 @@ def print_summary(views: Sequence[StudyView], page: Path, *, file: IO[str] | Non
 
 
 def summary_lines(views: Sequence[StudyView], page: Path, width: int = 100) -> list[Line]:
-    """The lines with their styles: never more than MAX_LINES, none wider than `width`, the last says where the page is."""
+    """The lines with their styles: at most MAX_LINES, none wider than `width`; the last says where the page is."""
     width = max(width, 40)
     closing = [("", ""), *_wrap(f"report: {page}", width, "bold", 3)]
     room = MAX_LINES - len(closing)
@@ -42,7 +42,7 @@ def summary_lines(views: Sequence[StudyView], page: Path, width: int = 100) -> l
     room -= len(beside)
     for view in views[:1]:
         head = [*_heading(view, width), *_best(view, width)]
-        aside = _set_aside(view, width)
+        aside = _unplanned(view, width)
         lines += [*head, *_findings(view, width, room - len(head) - len(aside)), *aside]
     return [*lines[:room], *beside, *closing][:MAX_LINES]
 
@@ -64,10 +64,13 @@ def _heading(view: StudyView, width: int) -> list[Line]:
 def _best(view: StudyView, width: int) -> list[Line]:
     lines: list[Line] = []
     for best in view.best:
-        near = ", ".join(cell.name for cell in best.near)
-        tied = f"; within {best.share:.0%}: {near}" if near else ""
-        value = best.value.words(best.metric.unit)
-        lines += _wrap(f"  best {best.metric.label}: {best.cell.name} ({value}){tied}", width, "", 2, "    ")
+        n = "single run" if best.value.n == 1 else f"mean of {best.value.n}"
+        names = ", ".join(cell.name for cell in best.tied) or "none"
+        text = (
+            f"best {best.metric.label}: {best.cell.name}, {with_unit(best.value.mean, best.metric.unit)} ({n}); "
+            f"tied within {percent(best.share)}: {names}"
+        )
+        lines += _wrap(text, width, "", 2)
     return lines
 
 
@@ -85,17 +88,17 @@ def _findings(view: StudyView, width: int, room: int) -> list[Line]:
     return lines
 
 
-def _set_aside(view: StudyView, width: int) -> list[Line]:
+def _unplanned(view: StudyView, width: int) -> list[Line]:
     """One line a status and rule, naming the cells: a campaign may have many illegal ones."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for cell in view.set_aside:
+    for cell in view.unplanned:
         why = f" ({cell.rule})" if cell.rule else f" ({cell.reason})" if cell.status is CellStatus.FAILED else ""
         groups.setdefault((cell.status_label, why), []).append(cell.name)
     lines: list[Line] = []
     for (status, why), names in groups.items():
-        lines += _wrap(f"{status}{why}: {', '.join(names)}", width, "yellow", 1)
+        lines += _wrap(f"{status}: {', '.join(names)}{why}", width, "yellow", 1)
     if len(lines) > 5:
-        lines = [*lines[:4], (f"  … {len(groups) - 4} more groups of cells set aside in the report", "dim")]
+        lines = [*lines[:4], (f"  … {len(groups) - 4} more groups of cells in the report", "dim")]
     return lines
 
 

@@ -9,12 +9,11 @@ import html
 import math
 
 from headrace.lab.report.charts import lane_roles
-from headrace.lab.report.panels import Axis, Panel
+from headrace.lab.report.panels import Axis, Panel, nudged
 
 WIDTH, HEIGHT = 360.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 348.0, 10.0, 224.0
 _LANE_ROW = 16.0
-_DASHES = ("", "7 4", "2 3", "7 3 2 3", "12 4")
 
 
 def panel_svg(panel: Panel) -> str:
@@ -28,14 +27,16 @@ def panel_svg(panel: Panel) -> str:
         parts += [_text(_LEFT - 6, y + 3.5, "n/s" if role == "unset" else role, "end") for role, y in rows.items()]
     for series in panel.series:
         spots = [
-            (_scaled(panel.x, point.x, _LEFT, _RIGHT), _scaled(panel.y, point.y, floor, _TOP), point)
+            (
+                _scaled(panel.x, nudged(panel.x, point.x, series.role), _LEFT, _RIGHT),
+                _scaled(panel.y, point.y, floor, _TOP),
+                point,
+            )
             for point in series.points
         ]
         path = " ".join(f"{'M' if index == 0 else 'L'}{x:.1f} {y:.1f}" for index, (x, y, _) in enumerate(spots))
-        dash = _DASHES[series.dash % len(_DASHES)]
-        parts.append(
-            f'<path class="line {series.role}" d="{path}"{f" stroke-dasharray={chr(34)}{dash}{chr(34)}" if dash else ""}/>'
-        )
+        dash = f" dash{series.dash % 5}" if series.dash else ""
+        parts.append(f'<path class="line {series.role}{dash}" d="{path}"/>')
         for x, y, point in spots:
             if len(point.runs) > 1:
                 low, high = (_scaled(panel.y, bound, floor, _TOP) for bound in (point.low, point.high))

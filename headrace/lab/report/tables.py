@@ -52,18 +52,20 @@ def _badge(cell: CellView) -> str:
     return f'<span class="badge {cell.status.value}">{esc(cell.status_label)}</span>'
 
 
-def set_aside(view: StudyView) -> str:
-    """Cells that are illegal, failed, degraded, substituted or not reached, with rule and reason."""
-    if not view.set_aside:
-        return _table(view, "", "Every cell was measured as planned.", "", "")
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("cell", "status", "rule", "why", "changed settings"))
+def unplanned(view: StudyView) -> str:
+    """Cells that are illegal, failed, degraded, substituted, not reached or not comparable, with rule and reason."""
+    if not view.unplanned:
+        return _table(view, "", "Every cell was measured as planned." if view.cells else "No cells.", "", "")
+    names = ("cell", "status", "rule", "why", "changed settings (wanted → used)")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "".join(
         f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th><td>{_badge(cell)}</td>'
-        f'<td>{esc(cell.rule) or "–"}</td><td class="prose">{esc(cell.reason) or "no reason recorded"}</td>'
+        f"<td>{esc(cell.rule) or '–'}</td>"
+        f'<td class="prose">{esc(cell.reason or cell.left_out) or "no reason recorded"}</td>'
         f'<td class="prose">{esc(cell.substituted) or "–"}</td></tr>'
-        for cell in view.set_aside
+        for cell in view.unplanned
     )
-    return _table(view, "aside", f"{len(view.set_aside)} of {count(len(view.cells), 'cell')}", head, body)
+    return _table(view, "unplanned", f"{len(view.unplanned)} of {count(len(view.cells), 'cell')}", head, body)
 
 
 def settings(view: StudyView) -> str:
@@ -83,12 +85,15 @@ def settings(view: StudyView) -> str:
 def provenance(view: StudyView) -> str:
     """Facts of the study, the sources of its runs and their warnings."""
     facts = _pairs(view.facts) or '<p class="none">The study states no facts about its environment.</p>'
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("cell", "sources", "warnings"))
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("cell", "sources", "warnings", "settings that no flag stated")
+    )
     body = "".join(
         f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th>'
-        f'<td class="prose">{_lines(cell.sources)}</td><td class="prose">{_lines(cell.warnings)}</td></tr>'
+        f'<td class="prose">{_lines(cell.sources)}</td><td class="prose">{_lines(cell.warnings)}</td>'
+        f'<td class="prose">{_lines(cell.implied)}</td></tr>'
         for cell in view.cells
-        if cell.sources or cell.warnings
+        if cell.sources or cell.warnings or cell.implied
     )
     return _table(view, "sources", "Where the figures come from", head if body else "", body, facts)
 
@@ -109,4 +114,7 @@ def _table(view: StudyView, classes: str, caption: str, head: str, body: str, ab
         if head
         else ""
     )
-    return f'<div class="study-table"><h3 class="study">{esc(view.title)}</h3>{above}<p class="label">{esc(caption)}</p>{table}</div>'
+    return (
+        f'<div class="study-table"><h3 class="study">{esc(view.title)}</h3>{above}'
+        f'<p class="label">{esc(caption)}</p>{table}</div>'
+    )

@@ -13,7 +13,7 @@ _BIDI = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0
 
 
 def plain(value: object, limit: int = 2000) -> str:
-    """One line of visible text: control and bidirectional characters become U+FFFD, long text is cut with an ellipsis."""
+    """One line of visible text: control and bidirectional characters become U+FFFD, long text is cut."""
     text = value if isinstance(value, str) else show(value)
     text = text[: limit + 1]
     text = "".join(
@@ -37,10 +37,10 @@ def number(value: object) -> float | None:
 def figure(value: float) -> str:
     """A figure for reading: four significant digits where it is small, whole numbers from 1000 on."""
     size = abs(value)
-    if size >= 1000:
+    if size >= 1000 or value == int(value):
         return f"{value:,.0f}"
-    if size >= 100 or (value == int(value) and size < 1000):
-        return f"{value:.1f}".removesuffix(".0")
+    if size >= 100:
+        return f"{value:.1f}"
     if size >= 10:
         return f"{value:.2f}"
     return f"{value:.3g}"
@@ -51,6 +51,11 @@ def with_unit(value: float, unit: str) -> str:
     if unit == "ms" and abs(value) >= 10_000:
         value, unit = value / 1000, "s"
     return f"{figure(value)}\u00a0{unit}" if unit else figure(value)
+
+
+def percent(share: float) -> str:
+    """0.04 -> `4 %`, 0.0123 -> `1.2 %`."""
+    return f"{100 * share:.2g}\u00a0%"
 
 
 def show(value: Any) -> str:

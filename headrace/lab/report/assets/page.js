@@ -20,6 +20,21 @@ function themed(value, dark) {
   return value;
 }
 
+// Blank the budget labels that would touch in a narrow panel; the grid lines stay.  The last label always stays.
+function thinLabels({ margin, xaxis }, width) {
+  const scale = (width - margin.l - margin.r) / (xaxis.range[1] - xaxis.range[0]);
+  const place = (value) => (xaxis.type === "log" ? Math.log10(value) : value) * scale;
+  const room = 8 + 6.3 * Math.max(0, ...xaxis.ticktext.map((text) => text.length));
+  const last = xaxis.tickvals.length - 1;
+  let free = -Infinity;
+  xaxis.ticktext = xaxis.ticktext.map((text, index) => {
+    const at = place(xaxis.tickvals[index]);
+    const clear = at >= free && (index === last || at + room <= place(xaxis.tickvals[last]));
+    if (clear || index === last) free = at + room;
+    return xaxis.tickangle || clear || index === last ? text : "";
+  });
+}
+
 async function drawCharts() {
   const { figures, dark } = JSON.parse(read("figures"));
   const script = document.createElement("script");
@@ -36,6 +51,7 @@ async function drawCharts() {
   };
   const draw = (id, night) => {
     const figure = themed(figures[id], night ? dark : null);
+    thinLabels(figure.layout, document.getElementById(id).clientWidth);
     if (touch) figure.layout.dragmode = false; // a swipe scrolls the page
     return Plotly.react(id, figure.data, figure.layout, config);
   };
@@ -52,6 +68,9 @@ async function drawCharts() {
     drawn += 1;
     root.dataset.charts = String(drawn);
     await new Promise((resume) => setTimeout(resume)); // the page stays usable while it draws
+  }
+  for (const width of ["(max-width: 760px)", "(min-width: 1560px)"]) {
+    matchMedia(width).addEventListener("change", () => redraw(preference.matches));
   }
   const redraw = (night) => Object.keys(figures).forEach((id) => draw(id, night));
   preference.addEventListener("change", (event) => redraw(event.matches));
