@@ -84,6 +84,25 @@ class Study:
     facts: Mapping[str, Json] = field(default_factory=dict)
 
 
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} must be an object")
+    return value
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be text")
+    return value
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    for key, item in _object(value, "metrics").items():
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            raise TypeError(f"the metric {key} must be a number")
+    return dict(value)
+
+
 def study_to_json(study: Study) -> str:
     """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
@@ -101,11 +120,16 @@ def study_from_json(text: str, *, source: str) -> Study:
     try:
         cells = tuple(
             Cell(
-                name=cell["name"],
-                settings=cell["settings"],
+                name=_text(cell["name"], "a cell's name"),
+                settings=_object(cell["settings"], "settings"),
                 status=CellStatus(cell["status"]),
                 runs=tuple(
-                    RunResult(run["source"], run["settings"], run["metrics"], tuple(run["warnings"]))
+                    RunResult(
+                        _text(run["source"], "a run's source"),
+                        _object(run["settings"], "settings"),
+                        _metrics(run["metrics"]),
+                        tuple(_text(warning, "a warning") for warning in run["warnings"]),
+                    )
                     for run in cell["runs"]
                 ),
                 rule=cell["rule"],
@@ -114,6 +138,12 @@ def study_from_json(text: str, *, source: str) -> Study:
             )
             for cell in data["cells"]
         )
-        return Study(data["name"], data["title"], data["kind"], cells, data["facts"])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return Study(
+            _text(data["name"], "name"),
+            _text(data["title"], "title"),
+            _text(data["kind"], "kind"),
+            cells,
+            _object(data["facts"], "facts"),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(f"{source} is a damaged study: {type(error).__name__} {error}") from None

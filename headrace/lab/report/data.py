@@ -14,7 +14,7 @@ from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import allowance
 from headrace.lab.findings.table import build, sample
 from headrace.lab.records.results import Cell, CellStatus, Study
-from headrace.lab.report.text import count, flatten, number, plain, show, with_unit
+from headrace.lab.report.text import count, flatten, joined_units, number, plain, show, with_unit
 
 BUDGET, CHUNKED = "max_num_batched_tokens", "enable_chunked_prefill"
 # Settings that say where a cell's run came from, not how the server was set.
@@ -230,7 +230,7 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         name=plain(study.name, 120),
         title=plain(study.title or study.name, 200),
         kind=plain(study.kind, 40),
-        banner=_banner(study, cells, findings),
+        banner=_banner(cells),
         common=common,
         varying=varying,
         cells=cells,
@@ -286,10 +286,10 @@ def _finding_view(finding: Finding, anchors: Mapping[str, str]) -> FindingView:
     return FindingView(
         id=plain(finding.id, 120),
         topic=plain(finding.topic, 40),
-        claim=plain(finding.claim),
+        claim=joined_units(plain(finding.claim)),
         numbers=tuple((plain(name, 200), plain(text)) for name, text in flatten(finding.numbers)),
         cells=tuple((plain(name, 120), anchors.get(plain(name, 120))) for name in finding.cells),
-        caveats=tuple(plain(caveat) for caveat in finding.caveats),
+        caveats=tuple(joined_units(plain(caveat)) for caveat in finding.caveats),
     )
 
 
@@ -306,33 +306,35 @@ def _split_settings(cells: Sequence[Cell]) -> tuple[tuple[tuple[str, str], ...],
     return tuple(common), tuple(varying)
 
 
-def _banner(study: Study, cells: Sequence[CellView], findings: Sequence[Finding]) -> Banner:
+def _banner(cells: Sequence[CellView]) -> Banner:
+    """Short reasons only; the findings on comparability tell the whole story."""
     comparable = [cell for cell in cells if cell.comparable]
-    claims = tuple(plain(finding.claim, 300) for finding in findings if finding.topic == "comparability")
-    reasons = (*_status_reasons(cells, bool(claims)), *_repeat_reasons(comparable), *_warning_reasons(cells), *claims)
+    reasons = (*_status_reasons(cells), *_repeat_reasons(comparable), *_warning_reasons(cells))
     if not comparable:
         return Banner("bad", "Nothing to compare" if cells else "No cells", reasons or ("No cell was measured.",))
     illegal = sum(cell.status is CellStatus.ILLEGAL for cell in cells)
-    marked = (f"{count(illegal, 'illegal cell')}: not launched, marked with the rule.",) if illegal else ()
+    marked = (f"{count(illegal, 'cell')} illegal: not launched, marked with the rule.",) if illegal else ()
     shown = f"{len(comparable)} of {count(len(cells), 'cell')} comparable"
     level, words = ("care", "Read with care: ") if reasons else ("good", "")
     return Banner(level, f"{words}{shown}", (*reasons, *marked))
 
 
-def _status_reasons(cells: Sequence[CellView], explained: bool) -> list[str]:
-    tally = {status: sum(cell.status is status for cell in cells) for status in CellStatus}
-    reasons = []
-    if tally[CellStatus.FAILED]:
-        reasons.append(f"{count(tally[CellStatus.FAILED], 'cell')} failed.")
-    if tally[CellStatus.DEGRADED] and not explained:
-        reasons.append(
-            f"{count(tally[CellStatus.DEGRADED], 'cell')} served less than the whole workload: left out of comparisons."
-        )
-    if tally[CellStatus.SUBSTITUTED]:
-        reasons.append(f"{count(tally[CellStatus.SUBSTITUTED], 'cell')} ran with other settings changed as well.")
-    if tally[CellStatus.PENDING]:
-        reasons.append(f"{count(tally[CellStatus.PENDING], 'cell')} not run yet.")
-    return reasons
+def _status_reasons(cells: Sequence[CellView]) -> list[str]:
+    ran = (CellStatus.OK, CellStatus.SUBSTITUTED)
+    tally = (
+        (sum(cell.status is CellStatus.FAILED for cell in cells), "failed."),
+        (
+            sum(cell.status is CellStatus.DEGRADED for cell in cells),
+            "served less than the whole workload: left out of comparisons.",
+        ),
+        (
+            sum(cell.status in ran and not cell.comparable for cell in cells),
+            "measured, but not comparable with the others: left out of comparisons.",
+        ),
+        (sum(cell.status is CellStatus.SUBSTITUTED for cell in cells), "ran with other settings changed as well."),
+        (sum(cell.status is CellStatus.PENDING for cell in cells), "not run yet."),
+    )
+    return [f"{count(number_, 'cell')} {words}" for number_, words in tally if number_]
 
 
 def _repeat_reasons(comparable: Sequence[CellView]) -> list[str]:

@@ -62,6 +62,10 @@ def _heading(view: StudyView, width: int) -> list[Line]:
 
 
 def _best(view: StudyView, width: int) -> list[Line]:
+    """Best and tied cells: the headline finding says it where there is one, else a line a metric."""
+    headline = next((finding for finding in view.findings if finding.id == "headline"), None)
+    if headline is not None:
+        return _wrap(_whole_sentences(headline.claim, 4 * width), width, "", 5)
     lines: list[Line] = []
     for best in view.best:
         n = "single run" if best.value.n == 1 else f"mean of {best.value.n}"
@@ -75,17 +79,28 @@ def _best(view: StudyView, width: int) -> list[Line]:
 
 
 def _findings(view: StudyView, width: int, room: int) -> list[Line]:
-    """As many findings as fit, each whole or cut at three lines; the last line counts the rest."""
-    if not view.findings or room < 3:
+    """As many findings as fit, at most two lines each, one of each topic first; the last line counts the rest."""
+    findings = [finding for finding in view.findings if finding.id != "headline"]
+    if not findings or room < 3:
         return []
+    first = {finding.topic: finding for finding in reversed(findings)}.values()
+    ordered = sorted(findings, key=lambda finding: finding not in first)  # stable: the order within stays
     lines: list[Line] = [("findings", "bold")]
-    for index, finding in enumerate(view.findings):
-        part = _wrap(f"- {finding.claim}", width, "", 3)
-        rest = len(view.findings) - index - 1
+    for index, finding in enumerate(ordered):
+        part = _wrap(f"- {_whole_sentences(finding.claim, 2 * width - 12)}", width, "", 2)
+        rest = len(ordered) - index - 1
         if len(lines) + len(part) + bool(rest) > room:
-            return [*lines, (f"  … {len(view.findings) - index} more in the report", "dim")]
+            return [*lines, (f"  … {rest + 1} more in the report", "dim")]
         lines += part
     return lines
+
+
+def _whole_sentences(text: str, most: int) -> str:
+    """As many whole sentences as fit; the whole text where not even the first does (it is cut with an ellipsis)."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(". ", 0, most)
+    return text[: end + 1] if end > 0 else text
 
 
 def _unplanned(view: StudyView, width: int) -> list[Line]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,6 +72,11 @@ def show(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(show(item) for item in value)
     return str(value)
+
+
+def joined_units(text: str) -> str:
+    """A no-break space between a figure and its unit, so that no line ends in between."""
+    return re.sub(r"(?<=\d) (?=(?:%|ms|s|tok/s|requests/s|tokens)(?![\w/]))", "\u00a0", text)
 
 
 def flatten(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
