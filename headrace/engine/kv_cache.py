@@ -1,0 +1,74 @@
+"""The paged KV cache: one tensor of pages a layer, addressed by the scheduler's block ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.engine.models.shape import ModelShape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class KVCache:
+    """Keys and values, per layer `[2 * num_kv_heads, num_blocks + 1, block_size, head_dim]`, keys' heads first.
+
+    Head before block, because attention wants each head's positions next to each other: gathering pages in this
+    order yields `[heads, positions, head_dim]` without a transposing copy (measured: 1.6 ms against 4.0 ms for the
+    decode attention of 64 sequences of 512 tokens, 2 cores).
+
+    The block after the last, `null_block`, belongs to no sequence and stays zero: block tables are padded with it.
+    Everything starts as zeros, because masked positions are still multiplied (by an exact 0): they must be finite.
+    """
+
+    def __init__(self, shape: ModelShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.null_block = num_blocks
+        self.num_heads = shape.num_kv_heads
+        self._heads = 2 * shape.num_kv_heads
+        size = (shape.num_layers, self._heads, num_blocks + 1, block_size, shape.head_dim)
+        # calloc's zero pages are not touched before they are used; torch.zeros writes them all (2 s for 2 GiB).
+        num_bytes = int(np.prod(size, dtype=np.int64)) * dtype.itemsize
+        self._data = torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
+        self._layers = list(self._data)
+        self._rows = [layer.view(-1, shape.head_dim) for layer in self._layers]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._data.nbytes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._data.dtype
+
+    def layer(self, index: int) -> Tensor:
+        """One layer's pages, `[2 * num_kv_heads, num_blocks + 1, block_size, head_dim]`."""
+        return self._layers[index]
+
+    def write_rows(self, slots: np.ndarray) -> Tensor:
+        """Where the tokens in `slots` (block id * block_size + offset, `[tokens]`) keep their 2 * num_kv_heads vectors.
+
+        Computed once a step, used by every layer: `[tokens * 2 * num_kv_heads]`.
+        """
+        slots_per_head = (self.num_blocks + 1) * self.block_size
+        heads = np.arange(self._heads, dtype=np.int64) * slots_per_head
+        return torch.from_numpy((slots[:, None] + heads[None, :]).reshape(-1))
+
+    def write(self, layer: int, vectors: Tensor, rows: Tensor) -> None:
+        """Store keys and values `[tokens or more, 2 * num_kv_heads, head_dim]`, as many tokens as `rows` names."""
+        count = rows.shape[0] // self._heads
+        self._rows[layer].index_put_((rows,), vectors[:count].reshape(rows.shape[0], vectors.shape[-1]))
+
+    def scrub(self, block_ids: Sequence[int]) -> None:
+        """Replace NaN and Inf by 0 in these blocks.
+
+        A later owner of a block multiplies its stale tail by 0, and 0 * NaN would spread one request's failure to
+        another.  Finite values stay, so blocks shared with healthy sequences are not harmed.
+        """
+        if block_ids:
+            blocks = torch.tensor(list(block_ids))
+            self._data[:, :, blocks] = self._data[:, :, blocks].nan_to_num_(0.0, 0.0, 0.0)

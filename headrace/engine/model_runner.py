@@ -1,0 +1,190 @@
+"""Batch -> tensors -> one forward pass -> logits of the sampled rows -> tokens.  Tensors begin and end here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.core.batch import Batch, Chunk, StepResult
+from headrace.core.sequence import Sequence
+from headrace.engine.async_engine import TokenLogprob
+from headrace.engine.attention import paged
+from headrace.engine.attention.span import Span
+from headrace.engine.config import EngineConfig
+from headrace.engine.kv_cache import DTYPES, KVCache
+from headrace.engine.models.decoder import Decoder, expected_tensors
+from headrace.engine.models.shape import check_attention_window, read_model_shape
+from headrace.engine.sampler import sample
+from headrace.engine.weights import Checkpoint, RandomWeights
+from headrace.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What a step produced; `logprobs` by request id, for requests that asked."""
+
+    result: StepResult
+    logprobs: Mapping[str, TokenLogprob] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step as flat tensors: decodes first, then prefill chunks, then padding.
+
+    token_ids, positions  `[rows]`
+    write_rows            where the real rows' keys and values go (see KVCache.write_rows)
+    sampled_rows          flat row of each sampled chunk in the batch's order, padded with 0
+    last_rows             flat row of each chunk's last position, in the batch's order
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    write_rows: Tensor
+    sampled_rows: Tensor
+    last_rows: Tensor
+    attention: paged.AttentionPlan
+
+
+class ModelRunner:
+    """The model, its KV cache, and `run`.
+
+    Loading raises ConfigError with the name of what is missing or not supported.  Use it from one thread at a time.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.model_path is None:
+            raise ConfigError("model_path is not resolved; give the directory of a model")
+        self.config = config
+        self.shape = read_model_shape(config.model_path)
+        check_attention_window(self.shape, config.max_model_len)
+        self._thread = -1
+        self._use_threads()
+        dtype = DTYPES[config.dtype]
+        expected = expected_tensors(self.shape)
+        source: Checkpoint | RandomWeights
+        if config.load_format == "dummy":
+            source = RandomWeights(expected, dtype, config.seed)
+        else:
+            source = Checkpoint(config.model_path, expected, dtype)
+        with torch.inference_mode(), source:
+            self._model = Decoder(self.shape, source.take, config.max_model_len, dtype)
+            self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, dtype)
+        self._scale = self.shape.head_dim**-0.5
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes held: "weights" (rotary tables and the packed copy of a tied head included) and "kv_cache"."""
+        return {"weights": self._model.num_bytes, "kv_cache": self._cache.num_bytes}
+
+    def run(self, batch: Batch) -> RunnerOutput:
+        """Compute one batch: prefill and decode together in one forward pass.
+
+        Writes K/V of every chunk and returns a token for every chunk that samples.  A sequence whose values are not
+        finite is reported in `failed`, and its blocks are cleaned; the others are not touched by it.
+        """
+        if not batch.chunks:
+            return RunnerOutput(StepResult(()))
+        self._use_threads()
+        with torch.inference_mode():
+            return self._run(batch.chunks)
+
+    def warm_up(self) -> None:
+        """Run one step's shapes without touching the cache, so that the first request does not pay for kernels
+        that oneDNN builds on first use."""
+        self._use_threads()
+        with torch.inference_mode():
+            for rows in (1, padded_rows(min(self.config.max_num_batched_tokens, 256))):
+                zeros = torch.zeros(rows, dtype=torch.int64)
+                nothing = paged.plan_attention([], [], self._cache, rows, self._scale)
+                hidden = self._model.forward(zeros, zeros, self._cache, zeros[:0], partial(paged.attend, plan=nothing))
+                self._model.logits(hidden[:1])
+
+    def _run(self, chunks: tuple[Chunk, ...]) -> RunnerOutput:
+        inputs = self._inputs(chunks)
+        hidden = self._model.forward(
+            inputs.token_ids,
+            inputs.positions,
+            self._cache,
+            inputs.write_rows,
+            partial(paged.attend, plan=inputs.attention),
+        )
+        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
+        # Values that are not finite anywhere in a sequence's past reach its last row: attention multiplies them all.
+        failed = self._failures(hidden[inputs.last_rows], [chunk.sequence for chunk in chunks], "hidden state")
+        logits = self._model.logits(hidden[inputs.sampled_rows])[: len(sampled)] if sampled else hidden[:0]
+        failed |= self._failures(logits, sampled, "logits")
+        if failed:
+            self._cache.scrub([b for c in chunks if c.sequence.request_id in failed for b in c.sequence.block_table])
+            logits = logits.nan_to_num(0.0, 0.0, 0.0)
+        if not sampled:
+            return RunnerOutput(StepResult((), failed))
+        tokens, logprobs = sample(logits, sampled, self.config.seed)
+        return RunnerOutput(StepResult(tuple(tokens), failed), logprobs)
+
+    @staticmethod
+    def _failures(values: Tensor, sequences: list[Sequence], what: str) -> dict[str, str]:
+        # The sum of a row is finite if and only if all of it is (fp32 sums of sane values do not overflow).
+        finite = torch.isfinite(values.sum(dim=-1, dtype=torch.float32))
+        if bool(finite.all()):
+            return {}
+        reason = f"the model produced NaN or Inf in its {what}"
+        return {each.request_id: reason for each, ok in zip(sequences, finite.tolist(), strict=True) if not ok}
+
+    def _inputs(self, chunks: tuple[Chunk, ...]) -> StepInputs:
+        """Lay the chunks out in rows.  All per-request Python of a step is here and in the sampler."""
+        singles = [index for index, chunk in enumerate(chunks) if chunk.length == 1]
+        singles.sort(key=lambda index: -chunks[index].start)  # attention buckets them by context
+        order = singles + [index for index, chunk in enumerate(chunks) if chunk.length > 1]
+        block_size = self.config.block_size
+        token_ids: list[int] = []
+        positions, slots, spans = [], [], []
+        last_rows = [0] * len(chunks)
+        for index in order:
+            sequence, start, length, _ = chunks[index]
+            end = start + length
+            table = np.array(sequence.block_table[: -(-end // block_size)], dtype=np.int64)
+            spans.append(Span(len(token_ids), start, length, table))
+            token_ids += sequence.tokens_between(start, end)
+            where = np.arange(start, end)
+            positions.append(where)
+            slots.append(table[where // block_size] * block_size + where % block_size)
+            last_rows[index] = len(token_ids) - 1
+        rows = padded_rows(len(token_ids))
+        flat = np.zeros((2, rows), dtype=np.int64)
+        flat[0, : len(token_ids)] = token_ids
+        flat[1, : len(token_ids)] = np.concatenate(positions)
+        sampled = [row for row, chunk in zip(last_rows, chunks, strict=True) if chunk.samples]
+        sampled += [0] * (padded_rows(len(sampled)) - len(sampled))
+        return StepInputs(
+            token_ids=torch.from_numpy(flat[0]),
+            positions=torch.from_numpy(flat[1]),
+            write_rows=self._cache.write_rows(np.concatenate(slots)),
+            sampled_rows=torch.tensor(sampled, dtype=torch.int64),
+            last_rows=torch.tensor(last_rows, dtype=torch.int64),
+            attention=paged.plan_attention(
+                spans[: len(singles)], spans[len(singles) :], self._cache, rows, self._scale
+            ),
+        )
+
+    def _use_threads(self) -> None:
+        """Thread counts belong to the calling thread in OpenMP: set them in whichever thread runs the steps."""
+        if self._thread != threading.get_ident():
+            self._thread = threading.get_ident()
+            torch.set_num_threads(self.config.num_threads)
+
+
+def padded_rows(count: int) -> int:
+    """Rows to compute for `count` real ones.
+
+    oneDNN builds a kernel for each new number of rows (about 1 ms a layer shape, measured); padding to at most an
+    eighth more leaves some tens of shapes instead of thousands.
+    """
+    for limit, step in ((4, 1), (32, 4), (128, 8), (512, 16)):
+        if count <= limit:
+            return -(-count // step) * step
+    return -(-count // 32) * 32

@@ -1,0 +1,195 @@
+"""Logits -> tokens.
+
+Order, as in vLLM: repetition, frequency and presence penalties; end tokens masked before `min_tokens`; greedy rows
+take the most likely token (the lowest id among equals); the others divide by the temperature and apply min-p, top-k,
+top-p.  The filters keep values equal to their threshold, so no result depends on how a sort breaks ties.  Reported
+log-probabilities are of the raw distribution, before all of this.
+
+Ranges (checked by the server): temperature >= 0 (below 1e-5 is greedy), 0 < top_p <= 1, top_k >= 0 (0 = off),
+0 <= min_p <= 1, -2 <= presence and frequency penalty <= 2, repetition penalty > 0, logprobs >= 0, 0 <= seed < 2**64.
+
+Randomness: one uniform number a token, a pure function of (seed, position), put through the inverse of the cumulative
+distribution in order of token id.  What else is in the batch, a preemption or a restart cannot change a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from headrace.core.request import SamplingParams
+from headrace.core.sequence import Sequence
+from headrace.engine.async_engine import TokenLogprob
+
+GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
+_TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
+_MASK64 = (1 << 64) - 1
+
+
+def derive_seed(engine_seed: int, request_id: str) -> int:
+    """The seed of a request that brought none: depends on the engine's seed and the request's id only."""
+    digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from (seed, position): splitmix64's mixing, 52 bits (Steele, Lea, Flood 2014).
+
+    52 bits and not 53: the largest value times any total stays below that total in fp64.
+    """
+    mixed = _mix(_mix(seed & _MASK64) + 0x9E3779B97F4A7C15 * (position + 1))
+    return (mixed >> 12) / float(1 << 52)
+
+
+def _mix(z: int) -> int:
+    z &= _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return z ^ (z >> 31)
+
+
+def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple[list[int], dict[str, TokenLogprob]]:
+    """Choose the next token of each sequence from its row of fp32 `logits` `[rows, vocab]`, which must be finite.
+
+    Returns the tokens in the rows' order and the log-probabilities by request id, for those who asked.
+    """
+    params = [sequence.request.params for sequence in sequences]
+    raw = logits
+    changed = [row for row, sequence in enumerate(sequences) if _changes_logits(params[row], sequence)]
+    if changed:
+        logits = raw.clone()
+        for row in changed:
+            _apply_penalties(logits[row], sequences[row])
+            _mask_end_tokens(logits[row], sequences[row])
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
+    if random:
+        rows = logits if len(random) == len(params) else logits[random]
+        probabilities = filtered_probabilities(rows, [params[row] for row in random])
+        numbers = [_number_for(sequences[row], engine_seed) for row in random]
+        for row, token in zip(random, invert(probabilities, numbers), strict=True):
+            tokens[row] = token
+    wanted = [row for row, each in enumerate(params) if each.logprobs is not None]
+    return tokens, _logprobs(raw, sequences, tokens, wanted)
+
+
+def filtered_probabilities(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
+    """Probabilities `[rows, vocab]` after temperature, min-p, top-k and top-p; rows need not sum to exactly 1."""
+    scaled = logits / torch.tensor([[each.temperature] for each in params])
+    if any(each.min_p > 0.0 for each in params):
+        # p >= min_p * p_max, in logits: log p - log p_max >= log min_p.
+        floor = torch.tensor([[each.min_p] for each in params]).log()
+        scaled = scaled.masked_fill(scaled - scaled.amax(dim=-1, keepdim=True) < floor, -torch.inf)
+    vocab = scaled.shape[-1]
+    limits = [each.top_k if 0 < each.top_k < vocab else vocab for each in params]
+    for group, width in _sort_widths(limits, params, vocab):
+        scaled[group] = _filter_sorted(scaled[group], [limits[row] for row in group], [params[r] for r in group], width)
+    return torch.softmax(scaled, dim=-1)
+
+
+def invert(probabilities: Tensor, numbers: Rows[float]) -> list[int]:
+    """The first token id whose cumulative probability exceeds number * total, per row; ids of probability 0 never."""
+    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    thresholds = torch.tensor(numbers, dtype=torch.float64).unsqueeze(1) * cumulative[:, -1:]
+    chosen: list[int] = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1).tolist()
+    return chosen
+
+
+def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
+    return (
+        params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0
+        or sequence.num_output_tokens < params.min_tokens
+    )
+
+
+def _apply_penalties(logits: Tensor, sequence: Sequence) -> None:
+    """In place, one row.  Repetition counts prompt and output, the other two the output alone (as vLLM)."""
+    params = sequence.request.params
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sequence.token_ids).unique()
+        values = logits[seen]
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if sequence.output_token_ids and (params.frequency_penalty or params.presence_penalty):
+        ids, counts = torch.tensor(sequence.output_token_ids).unique(return_counts=True)
+        logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+
+
+def _mask_end_tokens(logits: Tensor, sequence: Sequence) -> None:
+    params = sequence.request.params
+    if sequence.num_output_tokens < params.min_tokens:
+        ends = [token for token in sequence.end_ids if 0 <= token < logits.shape[0]]
+        if len(ends) < logits.shape[0]:
+            logits[ends] = -torch.inf
+
+
+def _number_for(sequence: Sequence, engine_seed: int) -> float:
+    seed = sequence.request.params.seed
+    if seed is None:
+        seed = derive_seed(engine_seed, sequence.request_id)
+    return uniform(seed, sequence.num_tokens)
+
+
+def _sort_widths(limits: Rows[int], params: Rows[SamplingParams], vocab: int) -> list[tuple[list[int], int]]:
+    """Rows to filter, grouped by how many of their largest values must be sorted."""
+    narrow, wide = [], []
+    for row, each in enumerate(params):
+        if limits[row] < vocab or each.top_p < 1.0:
+            (narrow if limits[row] <= _TOP_CANDIDATES else wide).append(row)
+    groups = []
+    if narrow:
+        groups.append((narrow, max(limits[row] for row in narrow)))
+    if wide:
+        groups.append((wide, vocab))
+    return groups
+
+
+def _filter_sorted(scaled: Tensor, limits: Rows[int], params: Rows[SamplingParams], width: int) -> Tensor:
+    """Top-k, then top-p of what is left.  Only values are sorted: a threshold says the rest."""
+    largest = scaled.topk(min(width, _TOP_CANDIDATES), dim=-1).values if width == scaled.shape[-1] else None
+    if largest is not None and not _covers_nucleus(scaled, largest, limits, params):
+        largest = None
+    if largest is None:
+        largest = scaled.topk(width, dim=-1).values
+    columns = torch.tensor([[min(limit, largest.shape[-1])] for limit in limits])
+    kth = largest.gather(1, columns - 1)
+    kth[torch.tensor(limits) >= scaled.shape[-1]] = -torch.inf
+    kept = largest.masked_fill(largest < kth, -torch.inf)
+    top_p = torch.tensor([[each.top_p] for each in params], dtype=torch.float64)
+    # The mass of the rows without a top-k limit is that of the whole vocabulary, not only of what was sorted.
+    total = scaled.masked_fill(scaled < kth, -torch.inf).double().logsumexp(dim=-1, keepdim=True)
+    before = (kept.double() - total).exp()
+    before = before.cumsum(dim=-1) - before
+    inside = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
+    nucleus = kept.gather(1, inside - 1)
+    nucleus[top_p >= 1.0] = -torch.inf
+    return scaled.masked_fill(scaled < torch.maximum(kth, nucleus), -torch.inf)
+
+
+def _covers_nucleus(scaled: Tensor, largest: Tensor, limits: Rows[int], params: Rows[SamplingParams]) -> bool:
+    mass = (largest.double().logsumexp(dim=-1) - scaled.double().logsumexp(dim=-1)).exp().tolist()
+    fits = [limit <= largest.shape[-1] or limit >= scaled.shape[-1] for limit in limits]
+    return all(ok and share >= each.top_p for ok, share, each in zip(fits, mass, params, strict=True))
+
+
+def _logprobs(raw: Tensor, sequences: Rows[Sequence], tokens: Rows[int], wanted: Rows[int]) -> dict[str, TokenLogprob]:
+    if not wanted:
+        return {}
+    rows = torch.log_softmax(raw[list(wanted)], dim=-1)
+    chosen = rows.gather(1, torch.tensor([[tokens[row]] for row in wanted]))
+    ranks = ((rows > chosen).sum(dim=-1) + 1).tolist()
+    count = min(max(sequences[row].request.params.logprobs or 0 for row in wanted), rows.shape[-1])
+    top = rows.topk(count, dim=-1)
+    result = {}
+    for index, row in enumerate(wanted):
+        number = sequences[row].request.params.logprobs or 0
+        pairs = zip(top.indices[index, :number].tolist(), top.values[index, :number].tolist(), strict=True)
+        result[sequences[row].request_id] = TokenLogprob(
+            token_id=tokens[row], logprob=float(chosen[index, 0]), rank=int(ranks[index]), top=tuple(pairs)
+        )
+    return result
