@@ -101,7 +101,8 @@ def queueing(table: Table, chosen: Cell | None) -> list[Finding]:
     if isinstance(limit, int) and limit < told.in_system:
         claim += f", but at most {limit} can run (max_num_seqs)"
     claim += (
-        f": {number(told.decoding)} decode and {number(told.waiting)} wait for their first token. A mean TTFT of {number(told.ttft_s)} s stands against {number(told.decode_s)} s of decoding and about "
+        f": {number(told.decoding)} decode and {number(told.waiting)} wait for their first token. A mean TTFT of "
+        f"{number(told.ttft_s)} s stands against {number(told.decode_s)} s of decoding and about "
         f"{milliseconds(1000 * told.prefill_s)} to compute a prompt of {number(told.prompt_tokens)} tokens."
     )
     if len(waiting) == len(flows) > 1:

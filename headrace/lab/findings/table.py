@@ -177,8 +177,8 @@ def _series(cells: Sequence[Cell], factor: Factor) -> tuple[Series, ...]:
         chunked = points[0][1].settings.get(CHUNKED)
         if isinstance(chunked, bool):
             settings[CHUNKED] = chunked
-        # two cells at one value (they differ in what was substituted): the later one stands
-        unique = dict(sorted(points, key=lambda point: point[0]))
+        # two cells at one value differ in what was substituted: the one that is as planned stands
+        unique = dict(sorted(points, key=lambda point: (point[0], point[1].status is CellStatus.OK)))
         series.append(Series(_label(settings, apart), settings, tuple(unique.items())))
     return tuple(sorted(series, key=lambda one: (-len(one.points), one.chunked is not True)))
 

@@ -1,6 +1,14 @@
-"""Other tools' result files -> the types of `headrace.lab.records.results`."""
+"""Other tools' result files -> the types of `headrace.lab.records.results`.
 
+console, commands   console logs: result blocks, and what the text around them says about the configuration
+vllm_json           result files of `vllm bench serve` and SGLang's client
+read                files and directories, with a reason for everything that was not read
+study               runs -> cells of a study
+export              runs -> objects with vLLM's keys
+"""
+
+from headrace.lab.records.foreign.export import to_vllm_object
 from headrace.lab.records.foreign.read import Imported, read_file, read_paths
 from headrace.lab.records.foreign.study import shortfall, study_from_runs
 
-__all__ = ["Imported", "read_file", "read_paths", "shortfall", "study_from_runs"]
+__all__ = ["Imported", "read_file", "read_paths", "shortfall", "study_from_runs", "to_vllm_object"]
