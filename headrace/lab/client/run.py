@@ -21,7 +21,7 @@ from headrace.lab.metrics.result import run_result_from_records
 from headrace.lab.records.environment import describe_environment
 from headrace.lab.records.results import RunResult
 from headrace.lab.records.schema import RequestRecord
-from headrace.lab.records.store import write_run
+from headrace.lab.records.store import is_done, write_run
 from headrace.lab.workload.arrivals import arrival_schedule, audit_arrivals
 from headrace.lab.workload.samples import Sample, Workload, build_workload
 from headrace.lab.workload.spec import WorkloadSpec
@@ -81,6 +81,8 @@ def measure(
     and LaunchError (disk).  Ctrl-C stores what was measured as an interrupted run and raises KeyboardInterrupt.
     """
     base_url = base_of(target_url)
+    if is_done(Path(out_dir)):
+        raise ConfigError(f"{out_dir} already holds a finished run; choose another directory")
     headers = request_headers(workload_spec.headers)
     tokenizer = open_tokenizer(workload_spec.tokenizer, base_url=base_url, model=model, headers=headers)
     workload = build_workload(workload_spec, tokenizer)

@@ -27,7 +27,10 @@ def delta(finish: str | None = None, **fields: object) -> bytes:
 
 def test_a_role_message_is_not_a_first_token() -> None:
     record = read(
-        (10, delta(role="assistant", content="")), (1010, delta(content="Hi")), (1020, delta("stop")), (1030, data("[DONE]"))
+        (10, delta(role="assistant", content="")),
+        (1010, delta(content="Hi")),
+        (1020, delta("stop")),
+        (1030, data("[DONE]")),
     )
     assert [(c.t_ns, c.kind) for c in record.chunks] == [(10, "role"), (1010, "content"), (1020, "empty")]
     assert record.ok and record.output_text == "Hi" and record.finish_reason == "stop" and record.done_ns == 1030
@@ -53,7 +56,11 @@ def test_messages_of_one_read_share_its_time_and_a_bundle_is_one_chunk() -> None
 @pytest.mark.parametrize(
     "reads",
     [
-        [choice("a"), choice("b", "stop"), data({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})],
+        [
+            choice("a"),
+            choice("b", "stop"),
+            data({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}),
+        ],
         [choice("a"), choice("b", "stop", usage={"prompt_tokens": 3, "completion_tokens": 2})],
         [
             choice("a", usage={"prompt_tokens": 3, "completion_tokens": 1}),
@@ -114,6 +121,12 @@ def test_the_transports_error_stays_and_the_body_is_bounded() -> None:
 
 
 def test_garbage_never_raises() -> None:
-    for body in (b"\xff\xfe\n\n", b"data: \xff\n\n", b"data: 3\n\n", data({"choices": ["x", None]}), data({"usage": 4})):
+    for body in (
+        b"\xff\xfe\n\n",
+        b"data: \xff\n\n",
+        b"data: 3\n\n",
+        data({"choices": ["x", None]}),
+        data({"usage": 4}),
+    ):
         record = read((1, body))
         assert not record.ok and json.dumps(record.error)

@@ -17,7 +17,9 @@ from headrace.lab.client.transport import Exchange, HttpTransport
 def post(url: str, times: int = 1, timeout_s: float = 30.0) -> list[Exchange]:
     async def main() -> list[Exchange]:
         exchanges = [Exchange() for _ in range(times)]
-        async with HttpTransport(url, headers={"X-Mine": "1"}, timeout_s=timeout_s, clock=MonotonicClock()) as transport:
+        async with HttpTransport(
+            url, headers={"X-Mine": "1"}, timeout_s=timeout_s, clock=MonotonicClock()
+        ) as transport:
             for exchange in exchanges:
                 await transport.post(b'{"max_tokens": 3}', exchange)
         return exchanges
