@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from headrace.core.scheduler import SchedulerConfig
 from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
@@ -116,6 +117,21 @@ class EngineArgs:
     max_num_queued_reqs: int | None = None
 
 
+def scheduler_config(config: EngineConfig) -> SchedulerConfig:
+    """The scheduler's part of a configuration."""
+    return SchedulerConfig(
+        policy=config.policy,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len,
+        block_size=config.block_size,
+        num_blocks=config.num_kv_blocks,
+        enable_prefix_caching=config.enable_prefix_caching,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        scheduling_policy=config.scheduling_policy,
+    )
+
+
 def resolve(
     args: EngineArgs,
     *,
@@ -198,6 +214,7 @@ class _Resolver:
             model_path=path,
             max_num_queued_reqs=self.queue(),
         )
+        scheduler_config(config)  # what only the scheduler itself knows to refuse
         return config, self.lines
 
     # -- the model ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as HubTokenizer
 
 from headrace.core.request import SamplingParams
 from headrace.engine.chat_template import ChatTemplate
+from headrace.engine.config import EngineConfig
 from headrace.engine.detokenizer import Detokenizer
 from headrace.engine.model_files import read_json
 from headrace.errors import ConfigError, InvalidRequest
@@ -59,6 +60,16 @@ class Tokenizer:
         self.eos_token_ids = self._eos_token_ids(model_directory or directory)
         text = chat_template if chat_template is not None else _own_template(directory)
         self._template = None if text is None else ChatTemplate(text, self.special_tokens)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig, *, vocab_size: int | None = None) -> Tokenizer:
+        """The tokenizer of a resolved configuration; `vocab_size` is the model's."""
+        return cls(
+            Path(config.tokenizer),
+            model_directory=config.model_path,
+            vocab_size=vocab_size,
+            chat_template=config.chat_template,
+        )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`; `add_special_tokens` lets the tokenizer add what it adds (a BOS, usually)."""

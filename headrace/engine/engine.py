@@ -1,0 +1,238 @@
+"""The loop of the engine: schedule, run, commit.  Synchronous, one thread, no server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.clock import Clock, MonotonicClock
+from headrace.core.batch import Batch, StepResult, TokenEvent
+from headrace.core.request import FinishReason, Request
+from headrace.core.scheduler import Scheduler
+from headrace.engine.config import EngineConfig, scheduler_config
+from headrace.engine.outputs import EngineStats, Output, OutputAssembler, TokenLogprob
+
+if TYPE_CHECKING:
+    from headrace.engine.tokenizer import Tokenizer
+
+logger = logging.getLogger("headrace.engine")
+
+_RECENT_STEPS = 1024
+_P99_EVERY = 32  # sorting the recent steps costs more than a small step should pay each time
+
+
+class RunnerOutput(Protocol):
+    """`logprobs` has an entry for each request of the batch that asked for them."""
+
+    @property
+    def result(self) -> StepResult: ...
+    @property
+    def logprobs(self) -> Mapping[str, TokenLogprob]: ...
+
+
+class Runner(Protocol):
+    """The model: `model_runner.ModelRunner`, or a script in tests."""
+
+    def run(self, batch: Batch) -> RunnerOutput: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did; seconds are on the engine's monotonic clock.
+
+    admitted   (request id, prompt tokens from the prefix cache) of sequences that entered the running set
+    """
+
+    started_s: float
+    ended_s: float
+    num_tokens: int
+    admitted: tuple[tuple[str, int], ...]
+    events: tuple[TokenEvent, ...]
+    logprobs: Mapping[str, TokenLogprob]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The step under way."""
+
+    started_s: float
+    num_tokens: int
+
+
+class Engine:
+    """add requests; then `step()` while `has_work`.  Not thread-safe, except `stats()`."""
+
+    def __init__(self, config: EngineConfig, runner: Runner, *, clock: Clock | None = None) -> None:
+        self.config = config
+        self.scheduler = Scheduler(scheduler_config(config))
+        self.runner = runner
+        self.consecutive_failures = 0
+        self.last_failure = ""
+        self.slowest_token_s = 0.0
+        self.turn: Turn | None = None  # read by other threads: is a step stuck?
+        self._clock = clock or MonotonicClock()
+        self._recent: list[float] = [0.0] * _RECENT_STEPS
+        self._num_steps = 0
+        self._p99_s = 0.0
+        self._last_step_end_s: float | None = None
+        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
+        self._stats = self._snapshot()
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> Engine:
+        """Load the model (seconds to minutes).  Raises ConfigError for weights that do not fit the config."""
+        from headrace.engine.model_runner import ModelRunner
+
+        runner = ModelRunner(config)
+        runner.warm_up()
+        return cls(config, runner)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def now_s(self) -> float:
+        return self._clock.now_ns() / 1e9
+
+    def add(self, request: Request) -> None:
+        """Queue a request.  Raises InvalidRequest when it can never be served."""
+        self.scheduler.add(request)
+
+    def abort(
+        self, request_id: str, reason: FinishReason = FinishReason.ABORT, stop_reason: int | str | None = None
+    ) -> None:
+        """End a request in any phase; its blocks are free at once.  Unknown ids are ignored."""
+        self.scheduler.abort(request_id, reason, stop_reason)
+
+    def step(self) -> Step:
+        """One turn: plan a batch, compute it, take over what came of it."""
+        started_s = self.now_s()
+        batch = self.scheduler.schedule()
+        self.turn = Turn(started_s, batch.num_tokens)
+        result, logprobs = self._run(batch)
+        events = self.scheduler.commit(batch, result)
+        return self._account(batch, events, logprobs, started_s)
+
+    def stats(self) -> EngineStats:
+        """The snapshot after the latest step; may be read from any thread."""
+        return self._stats
+
+    def refresh_stats(self) -> None:
+        """Take a new snapshot, after requests came or went without a step."""
+        self._stats = self._snapshot()
+
+    def _run(self, batch: Batch) -> tuple[StepResult, Mapping[str, TokenLogprob]]:
+        """Compute a batch.  A failing model fails the requests of this batch, never the loop."""
+        if not batch.chunks:
+            return StepResult(()), {}
+        try:
+            output = self.runner.run(batch)
+        except Exception as error:
+            self.consecutive_failures += 1
+            self.last_failure = f"{type(error).__name__}: {error}"
+            logger.exception("step %d failed; its %d requests end with an error", batch.step, len(batch.chunks))
+            reason = f"the model failed in step {batch.step} ({self.last_failure})"
+            failed = {chunk.sequence.request_id: reason for chunk in batch.chunks}
+            return StepResult((0,) * sum(chunk.samples for chunk in batch.chunks), failed), {}
+        self.consecutive_failures = 0
+        return output.result, output.logprobs
+
+    def _account(
+        self, batch: Batch, events: tuple[TokenEvent, ...], logprobs: Mapping[str, TokenLogprob], started_s: float
+    ) -> Step:
+        ended_s = self.now_s()
+        num_tokens, seconds = batch.num_tokens, ended_s - started_s
+        if num_tokens:
+            self._recent[self._num_steps % _RECENT_STEPS] = seconds
+            self._num_steps += 1
+            self.slowest_token_s = max(self.slowest_token_s, seconds / num_tokens)
+            if self._num_steps < _P99_EVERY or self._num_steps % _P99_EVERY == 0:
+                known = sorted(self._recent[: min(self._num_steps, _RECENT_STEPS)])
+                self._p99_s = known[min(len(known) - 1, int(0.99 * len(known)))]
+        self._last_step_end_s = ended_s
+        for chunk in batch.chunks:
+            if chunk.samples and chunk.sequence.num_output_tokens == 1:
+                self._prompt_tokens += chunk.sequence.num_prompt_tokens
+                self._cached_tokens += chunk.sequence.num_cached_tokens
+        self._generated_tokens += sum(event.token_id is not None for event in events)
+        self._stats = self._snapshot()
+        self.turn = None
+        return Step(
+            started_s=started_s,
+            ended_s=ended_s,
+            num_tokens=num_tokens,
+            admitted=tuple((each.request_id, each.num_cached_tokens) for each in batch.admitted),
+            events=events,
+            logprobs=logprobs,
+        )
+
+    def _snapshot(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_blocks_total=self.config.num_kv_blocks,
+            kv_blocks_free=scheduler.blocks.num_free,
+            num_steps=self._num_steps,
+            last_step_end_s=self._last_step_end_s,
+            step_seconds_p99=self._p99_s,
+            prompt_tokens=self._prompt_tokens,
+            prompt_tokens_cached=self._cached_tokens,
+            generation_tokens=self._generated_tokens,
+            num_preemptions=scheduler.counters.preemptions,
+            prefix_cache_queries=scheduler.counters.prefix_queries,
+            prefix_cache_hits=scheduler.counters.prefix_hits,
+        )
+
+
+def generate(engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Output]:
+    """Run requests to their ends without a server: one Output each, with the whole text, in the order given.
+
+    For tests, benchmarks and notebooks.  Raises InvalidRequest before anything runs when one can never be served.
+    """
+    assemblers: dict[str, OutputAssembler] = {}
+    parts: dict[str, list[Output]] = {}
+    try:
+        for request in requests:
+            engine.add(request)
+            detokenizer = tokenizer.detokenizer(request.params, request.prompt_token_ids)
+            assemblers[request.request_id] = OutputAssembler(request, detokenizer)
+            parts[request.request_id] = []
+    except BaseException:
+        for request_id in assemblers:
+            engine.abort(request_id)
+        raise
+    while assemblers:
+        step = engine.step()
+        for request_id, num_cached in step.admitted:
+            if request_id in assemblers:
+                assemblers[request_id].num_cached_tokens = num_cached
+        for event in step.events:
+            assembler = assemblers.get(event.request_id)
+            output = None if assembler is None else assembler.push(event, step.logprobs.get(event.request_id))
+            if assembler is None or output is None:
+                continue
+            parts[event.request_id].append(output)
+            if output.finish_reason is not None:
+                if assembler.stopped_early:
+                    engine.abort(event.request_id, FinishReason.STOP, output.stop_reason)
+                del assemblers[event.request_id]
+    return [_join(parts[request.request_id]) for request in requests]
+
+
+def _join(parts: Sequence[Output]) -> Output:
+    last = parts[-1]
+    return Output(
+        request_id=last.request_id,
+        text="".join(part.text for part in parts),
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        num_output_tokens=last.num_output_tokens,
+        logprobs=None if last.logprobs is None else tuple(one for part in parts for one in part.logprobs or ()),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        error=last.error,
+    )
