@@ -58,7 +58,7 @@ async def _generate(
     request: Request, model: type[Body], accept: Callable[[Body, str, ServedEngine], Generation]
 ) -> Response:
     service = service_of(request)
-    service.admit(1)  # before the body is read and tokenised: an overloaded server must refuse cheaply
+    service.admit(1)
     body = parse(model, await read_json_object(request, service.options.max_body_bytes))
     name = service.check_model(getattr(body, "model", None))
     declared = request.headers.get("content-length", "")

@@ -18,7 +18,8 @@ class ServerOptions:
     log_level            debug, info, warning, error
     enable_log_requests  one line per request, and uvicorn's access log
     max_body_bytes       larger request bodies get a 413
-    max_queued           sequences that may wait for the scheduler; above it new requests get a 429
+
+    How many requests may wait is the engine's `max_num_queued_reqs`; above it new ones get a 429.
     """
 
     host: str = "127.0.0.1"
@@ -29,4 +30,3 @@ class ServerOptions:
     log_level: str = "info"
     enable_log_requests: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
-    max_queued: int = 4096

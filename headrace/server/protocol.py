@@ -12,6 +12,7 @@ from headrace.core.request import Request, SamplingParams
 from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
 from headrace.server.state import ServedEngine, Tokenizer
+from headrace.sizing.context import context_limit_message
 
 MAX_PROMPTS = 2048
 
@@ -242,9 +243,7 @@ def _with_length(
     wanted = max_tokens if explicit and max_tokens is not None else least
     if wanted > room:
         raise InvalidRequest(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {wanted} output "
-            f"tokens and your prompt contains at least {len(prompt)} input tokens, for a total of at least "
-            f"{len(prompt) + wanted} tokens. Please reduce the length of the prompt or the number of output tokens.",
+            context_limit_message(max_model_len, len(prompt), wanted if explicit else None),
             param=param if room < 1 else "max_tokens",
             code="context_length_exceeded",
         )

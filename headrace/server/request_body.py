@@ -33,8 +33,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         413,
         f"The body is larger than the server's limit of {max_bytes} bytes.",
         code="body_too_large",
-        headers={"Connection": "close"},
     )
+    # The connection stays open: closing it on a client that still sends would reset it before it reads the answer.
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise too_large

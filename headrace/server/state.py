@@ -89,12 +89,12 @@ class Service:
     def admit(self, num_sequences: int) -> None:
         """Refuse work while draining (503) or when too much of it already waits (429).
 
-        Counted here and not read from the engine's snapshot alone: between two steps the snapshot does not see what
-        was submitted since.
+        The engine has the same limit and the last word; asked here, before a body is read and tokenised, an overloaded
+        server refuses cheaply.  The snapshot alone would not do: it misses what was submitted since the last step.
         """
         if self.draining:
             raise ApiError(503, "The server is shutting down.", code="draining")
-        limit = self.options.max_queued
+        limit = self.engine.config.max_num_queued_reqs
         queued = self.in_flight - self.engine.stats().num_running
         if num_sequences > limit:
             raise ApiError(

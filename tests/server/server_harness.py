@@ -1,0 +1,75 @@
+"""A server on a free loopback port for the length of a `with` block, in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from headrace.server.app import create_app
+from headrace.server.lifecycle import bind
+from headrace.server.options import ServerOptions
+from headrace.server.state import ServedEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    url: str
+    http: httpx.AsyncClient
+    openai: openai.AsyncOpenAI
+
+
+@asynccontextmanager
+async def serving(
+    engine: ServedEngine | None, options: ServerOptions | None = None, key: str = "none"
+) -> AsyncIterator[Served]:
+    options = options or ServerOptions()
+    listener = bind("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = uvicorn.Config(create_app(engine, options), log_config=None, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve([listener]))  # `serve` would take over the test's signals
+    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
+        try:
+            yield Served(url, http, client)
+        finally:
+            await client.close()
+            await http.aclose()
+            server.should_exit = True
+            await task
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test to its end, bounded, so that a hang is a failure."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+
+    return run
+
+
+def events(body: str) -> list[Any]:
+    """The payloads of an SSE body; `[DONE]` stays a string."""
+    frames = body.split("\n\n")
+    assert frames[-1] == "", "the last frame is complete"
+    payloads = [frame.removeprefix("data: ") for frame in frames[:-1]]
+    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames[:-1])
+    return [payload if payload == "[DONE]" else json.loads(payload) for payload in payloads]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
