@@ -150,13 +150,16 @@ class BlockManager:
         sequence.block_table = []
         sequence.num_published = 0
 
-    def reset_prefix_cache(self) -> None:
-        """Forget all content.  Blocks in use stay with their sequences and are not findable any more."""
+    def reset_prefix_cache(self) -> bool:
+        """Forget all content; False (and no change) while a block is in use, whose sequence would publish more."""
+        if self.num_free < self.num_blocks:
+            return False
         self._blank[:0] = reversed(self._findable)
         self._findable.clear()
         self._keys = [None] * self.num_blocks
         self._by_key.clear()
         self._twins.clear()
+        return True
 
     def _take(self) -> int:
         """The next free block in eviction order, now with one owner and without a key."""
@@ -204,4 +207,4 @@ class BlockManager:
 
 
 def _digest(before: bytes, tokens: bytes) -> bytes:
-    return hashlib.blake2b(before + tokens, digest_size=16).digest()
+    return hashlib.sha256(before + tokens).digest()

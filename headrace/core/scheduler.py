@@ -27,18 +27,18 @@ class Scheduler:
         self.state = State(config)
         self.num_steps = 0
         self._plan = POLICIES[config.policy]
-        self._live: dict[str, Sequence] = {}
+        self.live: dict[str, Sequence] = {}
         self._added = 0
-        self._in_flight: Batch | None = None
+        self.in_flight: Batch | None = None
         # Aborted while their chunk may be computing: the blocks stay theirs until the batch is committed.
-        self._retiring: list[Sequence] = []
+        self.retiring: list[Sequence] = []
         self._idle_steps = 0
 
     def add(self, request: Request) -> Sequence:
         """Queue a request.  Raises InvalidRequest when it can never be served or its id is in use."""
         config = self.config
         prompt, params = len(request.prompt_token_ids), request.params
-        if request.request_id in self._live:
+        if request.request_id in self.live:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
         if prompt == 0:
             raise InvalidRequest("the prompt is empty; at least 1 token is needed", param="prompt")
@@ -67,7 +67,7 @@ class Scheduler:
                 code="context_length_exceeded",
             )
         self._added += 1
-        self._live[request.request_id] = sequence
+        self.live[request.request_id] = sequence
         self.state.waiting.add(sequence)
         return sequence
 
@@ -79,7 +79,7 @@ class Scheduler:
         No event follows.  A sequence whose chunk is in flight keeps its blocks until `commit`, which ignores its
         result.
         """
-        sequence = self._live.get(request_id)
+        sequence = self.live.get(request_id)
         if sequence is None or sequence.phase is Phase.FINISHED:
             return False
         was_running = sequence.phase is Phase.RUNNING
@@ -88,16 +88,16 @@ class Scheduler:
             self.state.waiting.remove(sequence)
             return True
         self.state.running.remove(sequence)
-        if self._in_flight is None:
+        if self.in_flight is None:
             self.state.blocks.free(sequence)
         else:
-            self._retiring.append(sequence)
+            self.retiring.append(sequence)
         return True
 
     def schedule(self) -> Batch:
         """Plan the next step.  The batch must be committed before the next call."""
-        if self._in_flight is not None:
-            raise InvariantError(f"step {self._in_flight.step} has not been committed")
+        if self.in_flight is not None:
+            raise InvariantError(f"step {self.in_flight.step} has not been committed")
         state, config = self.state, self.config
         had_work = self.has_work
         draft = Draft(left=config.max_num_batched_tokens)
@@ -119,7 +119,7 @@ class Scheduler:
             tuple(draft.preempted),
             tuple(draft.dropped),
         )
-        self._in_flight = batch
+        self.in_flight = batch
         return batch
 
     def commit(self, batch: Batch, result: StepResult) -> tuple[TokenEvent, ...]:
@@ -129,17 +129,17 @@ class Scheduler:
         sequences that already share a block it wrote in this step start over: their result is discarded.
         Events come in this order: dropped, failed, then tokens in the batch's order.
         """
-        if batch is not self._in_flight:
+        if batch is not self.in_flight:
             raise InvariantError(f"step {batch.step} is not the one in flight")
         sampled = [chunk[0] for chunk in batch.chunks if chunk[3]]
         if len(result.tokens) != len(sampled):
             raise InvariantError(
                 f"step {batch.step} samples {len(sampled)} tokens, its result has {len(result.tokens)}"
             )
-        self._in_flight = None
+        self.in_flight = None
         events: list[TokenEvent] = []
         for sequence in batch.dropped:
-            del self._live[sequence.request_id]
+            del self.live[sequence.request_id]
             events.append(TokenEvent(sequence.request_id, None, FinishReason.LENGTH))
         ended: list[Sequence] = self._fail(batch, result, events) if result.failed else []
         if self.config.enable_prefix_caching and self.config.hash_at == "after_step":
@@ -162,12 +162,12 @@ class Scheduler:
                 continue
             ended.append(sequence)
             events.append(TokenEvent(sequence.request_id, token, sequence.finish_reason, sequence.stop_reason))
-        if ended or self._retiring or result.failed:
+        if ended or self.retiring or result.failed:
             for sequence in ended:
                 self.state.blocks.free(sequence)
-            for sequence in self._retiring:
+            for sequence in self.retiring:
                 self.state.blocks.free(sequence)
-            self._retiring.clear()
+            self.retiring.clear()
             # One pass for all of them: removing each from a list would be quadratic in a burst of endings.
             self.state.running = [sequence for sequence in self.state.running if sequence.phase is running]
         return tuple(events)
@@ -194,11 +194,11 @@ class Scheduler:
 
     def get(self, request_id: str) -> Sequence | None:
         """The live sequence of a request, or None."""
-        return self._live.get(request_id)
+        return self.live.get(request_id)
 
-    def reset_prefix_cache(self) -> None:
-        """Forget all cached prefixes; running sequences keep their blocks and are not disturbed."""
-        self.state.blocks.reset_prefix_cache()
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; refused (False, nothing changes) while any block is in use."""
+        return self.state.blocks.reset_prefix_cache()
 
     def _publish(self, step: Draft | Batch) -> None:
         size = self.config.block_size
@@ -213,6 +213,7 @@ class Scheduler:
         unknown = result.failed.keys() - {chunk.sequence.request_id for chunk in failed}
         if unknown:
             raise InvariantError(f"step {batch.step} reports failures of {sorted(unknown)}, which it did not compute")
+        state.counters.failed += len(failed)
         ended: list[Sequence] = []
         ruined: set[int] = set()
         for sequence, start, length, _ in failed:
@@ -231,6 +232,7 @@ class Scheduler:
                 first = min(i for i, block in enumerate(sequence.block_table) if block in ruined)
                 state.blocks.retract(sequence, first * size)
                 state.evict(sequence)
+                state.counters.restarts += 1
                 state.waiting.give_back(sequence)
         return ended
 
@@ -238,4 +240,4 @@ class Scheduler:
         sequence.phase = Phase.FINISHED
         sequence.finish_reason = reason
         sequence.stop_reason = stop_reason
-        del self._live[sequence.request_id]
+        del self.live[sequence.request_id]

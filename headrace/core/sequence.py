@@ -92,11 +92,6 @@ class Sequence:
             self._token_ids += self.output_token_ids[-missing:]
         return self._token_ids
 
-    def append(self, token_id: int) -> None:
-        """Add a sampled token."""
-        self.output_token_ids.append(token_id)
-        self.num_tokens += 1
-
     def tokens_between(self, start: int, stop: int) -> list[int]:
         """Token ids at positions [start, stop), without building the whole list."""
         prompt = self.num_prompt_tokens

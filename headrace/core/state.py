@@ -101,12 +101,16 @@ class SchedulerConfig:
 class Counters:
     """Totals since the scheduler was made.  Prefix figures are in tokens, counted once per admission.
 
+    failed                                   rows that the model could not compute
+    restarts                                 sequences that shared a block with a failed row and began again
     prefix_queries, prefix_hits              at first admissions
     preempted_queries, preempted_hits        at re-admissions after a preemption
     """
 
     preemptions: int = 0
     dropped: int = 0
+    failed: int = 0
+    restarts: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
     preempted_queries: int = 0
