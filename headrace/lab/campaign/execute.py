@@ -32,12 +32,13 @@ from headrace.lab.campaign.watch import Watch
 from headrace.lab.client.load import Progress
 from headrace.lab.records.environment import describe_environment
 from headrace.lab.records.results import RunResult, Study, study_to_json
-from headrace.lab.records.store import write_durably
+from headrace.lab.records.store import read_run, write_durably
 from headrace.lab.workload.spec import WorkloadSpec
 
 Json = Any
 
 PLAN, CAMPAIGN, STUDY = "plan.toml", "campaign.json", "study.json"
+CLIENT = "client"  # a run's records, as the load client stores them
 _STOP_GRACE_S = 15.0
 
 
@@ -238,9 +239,10 @@ class _Campaign:
         finally:
             server_facts["exit_code"] = server.stop(grace_s=_STOP_GRACE_S)
         if not result.metrics.get("completed"):
-            first = next(iter(result.warnings), "the client gives no reason")
             raise LaunchError(
-                f"not one request was served: {first}", kind="protocol", log_tail=server.process.log_tail()
+                f"not one request was served{_first_error(directory / CLIENT)}",
+                kind="protocol",
+                log_tail=server.process.log_tail(),
             )
         source = str(directory.relative_to(self.out))
         return replace(result, source=source)
@@ -252,8 +254,7 @@ class _Campaign:
             self.reporter.progress(label, state)
 
         try:
-            out = directory / "client"
-            return self.measure(server.url, self.spec, out, model=server.model, progress=progress), None
+            return self.measure(server.url, self.spec, directory / CLIENT, model=server.model, progress=progress), None
         except InvariantError:
             raise
         except HeadraceError as error:
@@ -279,6 +280,15 @@ def _measure(target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, mod
     from headrace.lab.client import measure  # aiohttp and numpy: only when something is measured
 
     return measure(target_url, workload_spec, out_dir, model=model, progress=progress)
+
+
+def _first_error(client: Path) -> str:
+    try:
+        _, records = read_run(client)
+    except ConfigError:
+        return ""
+    failed = next((record for record in records if record.error_class is not None), None)
+    return f": {failed.error_class}, {(failed.error or 'no text')[:200]}" if failed is not None else ""
 
 
 def _served_name(plan: Plan) -> str:

@@ -142,11 +142,11 @@ class Plan(_Table):
     def workload_spec(self, *, where: str = "[workload]") -> WorkloadSpec:
         """What every cell is sent.  Raises ConfigError naming the key."""
         values = {key.replace("-", "_"): value for key, value in self.workload.items()}
-        known = {"dataset", *(field.name for field in fields(WorkloadSpec))} - {"dataset_name", "warmup_requests"}
-        for key in values:
-            if key == "warmup_requests":
-                raise ConfigError(f"{where} has no key 'warmup-requests'; the warm-up is [run] warmup")
-            if key not in known | {"dataset_name"}:
+        known = {"dataset", *(field.name for field in fields(WorkloadSpec))} - {"warmup_requests"}
+        for key in self.workload:
+            if key.replace("-", "_") == "warmup_requests":
+                raise ConfigError(f"{where} has no key {key!r}; the warm-up is [run] warmup")
+            if key.replace("-", "_") not in known:
                 raise ConfigError(f"{where} {_unknown(key, [name.replace('_', '-') for name in known])}")
         return WorkloadSpec.from_mapping({**values, "warmup_requests": self.run.warmup}, where=where)
 

@@ -149,7 +149,7 @@ def kill_by_nonce(nonce: str, *, patience_s: float = 5.0) -> list[int]:
     """
     killed: set[int] = set()
     deadline = time.monotonic() + patience_s
-    while left := _processes_with(nonce):
+    while left := processes_with(nonce):
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -160,7 +160,8 @@ def kill_by_nonce(nonce: str, *, patience_s: float = 5.0) -> list[int]:
     return sorted(killed)
 
 
-def _processes_with(nonce: str) -> list[int]:
+def processes_with(nonce: str) -> list[int]:
+    """Ids of this user's live processes that carry `nonce` in their environment."""
     needle = f"{NONCE_VARIABLE}={nonce}".encode()
     found = []
     for entry in Path("/proc").iterdir():
