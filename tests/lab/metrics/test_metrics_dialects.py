@@ -109,7 +109,7 @@ def is_subsequence(part: list[str], whole: list[str]) -> bool:
     ("pattern", "dialect", "added_by_hand"),
     [
         ("a100-gemma4/*.json", "vllm", set()),
-        ("dgx-spark/gpt-oss-20b/*-*.json", "vllm", set()),
+        ("dgx-spark/gpt-oss-20b/0*.json", "vllm", set()),
         ("sweep_v0.25.1/*/run=*.json", "vllm", {"run_number", "max_num_seqs"}),
         ("detailed/*.json", "vllm-2025", {"best_of"}),
     ],

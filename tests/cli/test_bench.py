@@ -1,0 +1,203 @@
+"""`headrace bench` as a user types it: vLLM's flags, its block and file, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab" / "client"))
+from scripted_server import Answer, ScriptedServer, Seen, as_json, model_server
+
+from headrace.cli.main import run
+from headrace.lab.records.store import read_run
+
+SMALL = ["--num-prompts", "6", "--scale", "0.1", "--disable-tqdm"]
+
+
+@pytest.fixture
+def server() -> object:
+    with ScriptedServer() as running:
+        yield running
+
+
+def bench(server: ScriptedServer, *arguments: str) -> int:
+    return run(["bench", "--base-url", server.url, *SMALL, *arguments])
+
+
+def test_it_prints_vllms_block(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(server) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "Traffic request rate: inf\nBurstiness factor: 1.0 (Poisson process)\nMaximum request concurrency: None\n"
+        in out
+    )
+    lines = out.splitlines()
+    assert lines[-1] == "=" * 50 and "============ Serving Benchmark Result ============" in lines
+    assert f"{'Successful requests:':<40} {6:<10}" in lines
+    assert "client: " in err and "Traceback" not in err
+    assert server.completions()[0]["model"] == "tiny"  # what /v1/models says
+
+
+def test_underscores_and_the_word_serve_are_accepted(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "serve", "--base_url", server.url, "--num_prompts=3", "--random_input_len", "8"]
+    arguments += ["--random-output-len=2", "--dataset_name=random", "--disable_tqdm"]
+    assert run(arguments) == 0
+    assert [len(body["prompt"]) for body in server.completions()] == [8, 8, 8]
+    assert "Total generated tokens:                  6" in capsys.readouterr().out
+
+
+def test_the_published_client_command(server: ScriptedServer, tmp_path: Path) -> None:
+    data = [{"conversations": [{"value": f"question {i}"}, {"value": "an answer"}]} for i in range(9)]
+    (tmp_path / "sharegpt.json").write_text(json.dumps(data))
+    command = f"bench --backend vllm --model some/model --dataset {tmp_path}/sharegpt.json --num-prompts 5"
+    code = run([*command.split(), "--base-url", server.url, "--disable-tqdm"])
+    assert code == 0
+    for body in server.completions():
+        assert body["model"] == "some/model" and body["prompt"].startswith("question") and body["max_tokens"] == 9
+        assert "ignore_eos" not in body and "temperature" not in body
+
+
+def test_sampling_options_headers_and_extra_body_reach_the_server(server: ScriptedServer) -> None:
+    options = ["--temperature", "0", "--top-k", "5", "--no-ignore-eos", "--header", "X-A=1", "X-B=2"]
+    assert bench(server, *options, "--extra-body", '{"min_tokens": 2}') == 0
+    body = server.completions()[0]
+    assert (body["temperature"], body["top_k"], body["min_tokens"]) == (0.0, 5, 2) and "ignore_eos" not in body
+    headers = next(seen.headers for seen in server.seen if seen.path == "/v1/completions")
+    assert (headers["x-a"], headers["x-b"]) == ("1", "2")
+
+
+def test_the_key_is_sent_and_stored_nowhere(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sekret")
+    assert bench(server, "--out", str(tmp_path / "run")) == 0
+    assert all(seen.headers["authorization"] == "Bearer sekret" for seen in server.seen)
+    assert "sekret" not in "".join(path.read_text() for path in (tmp_path / "run").iterdir())
+
+
+def test_the_result_file(server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = bench(
+        server,
+        *("--save-result", "--save-detailed", "--result-dir", str(tmp_path / "results"), "--label", "mine"),
+        *("--metadata", "gpu=none", "tp=1", "--percentile-metrics", "ttft,e2el", "--metric-percentiles", "50,99.9"),
+        *("--goodput", "ttft:10000", "e2el:60000"),
+    )
+    assert code == 0
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name.startswith("mine-infqps-tiny-") and path.name.endswith(".json")
+    result = json.loads(path.read_text())
+    assert "\n" not in path.read_text()
+    assert result["completed"] == 6 and result["request_rate"] == "inf" and result["gpu"] == "none"
+    assert len(result["ttfts"]) == 6 and result["request_goodput"] > 0
+    assert "p99.9_e2el_ms" in result and "mean_tpot_ms" not in result
+    assert "P99.9 E2EL (ms):" in capsys.readouterr().out
+
+
+def test_results_can_be_appended_one_a_line(server: ScriptedServer, tmp_path: Path) -> None:
+    for _ in range(2):
+        flags = ["--append-result", "--save-result", "--result-dir", str(tmp_path), "--result-filename", "all.jsonl"]
+        assert bench(server, *flags) == 0
+    lines = (tmp_path / "all.jsonl").read_text().splitlines()
+    assert [json.loads(line)["completed"] for line in lines] == [6, 6]
+
+
+def test_the_block_of_2025(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(server, "--dialect", "vllm-2025") == 0
+    out = capsys.readouterr().out
+    assert "Total Token throughput" in out and "Failed requests" not in out
+
+
+def test_raw_records_are_kept_on_request(server: ScriptedServer, tmp_path: Path) -> None:
+    assert bench(server, "--out", str(tmp_path / "run"), "--backend", "openai-chat") == 0
+    manifest, records = read_run(tmp_path / "run")
+    assert len(records) == 6 and manifest["settings"]["backend"] == "openai-chat"
+    assert bench(server, "--out", str(tmp_path / "run")) == 2
+
+
+def test_when_every_request_failed_the_exit_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def dead(seen: Seen) -> Answer:
+        return as_json({"detail": "engine died"}, 500) if "completions" in seen.path else model_server(seen)
+
+    with ScriptedServer(dead) as server:
+        assert bench(server) == 1
+    out, err = capsys.readouterr()
+    assert "Failed requests:                         6" in out and "engine died" in err and "INVALID" in err
+
+
+def test_a_run_of_which_a_third_failed_is_not_believed(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuses_some(seen: Seen) -> Answer:
+        if "completions" in seen.path and seen.body and len(seen.body["prompt"]) > 10:
+            return as_json({"error": {"message": "too long"}}, 400)
+        return model_server(seen)
+
+    with ScriptedServer(refuses_some) as server:
+        assert bench(server) == 4
+    assert "requests failed" in capsys.readouterr().err
+
+
+def test_a_profiled_run_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def with_profiler(seen: Seen) -> Answer:
+        return Answer() if seen.path.endswith("_profile") else model_server(seen)
+
+    with ScriptedServer(with_profiler) as server:
+        assert bench(server, "--profile", "--out", str(tmp_path / "run")) == 0
+        order = [seen.path for seen in server.seen if seen.method == "POST"]
+    assert "/start_profile" in order and order[-1] == "/stop_profile"
+    assert "Starting profiler..." in capsys.readouterr().out
+    manifest, _ = read_run(tmp_path / "run")
+    assert manifest["settings"]["profile"] is True and "profiler" in manifest["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--request-rate", "0"], "request_rate"),
+        (["--backend", "tgi"], "--backend must be one of"),
+        (["--endpoint", "/v1/chat/completions"], "openai-chat"),
+        (["--dataset-name", "sonnet"], "dataset_name"),
+        (["--dataset-name", "sharegpt"], "dataset_path"),
+        (["--dataset", "a.json", "--dataset-name", "random"], "--dataset"),
+        (["--dataset", "nowhere.json", "--scale", "1"], "nowhere.json"),
+        (["--goodput", "speed:1"], "--goodput"),
+        (["--metadata", "novalue"], "--metadata"),
+        (["--header", "novalue"], "--header"),
+        (["--extra-body", "{"], "--extra-body"),
+        (["--extra-body", "[]"], "--extra-body"),
+        (["--metric-percentiles", "high"], "--metric-percentiles"),
+        (["--percentile-metrics", "speed"], "--percentile-metrics"),
+        (["--dialect", "sglang"], "--dialect"),
+        (["--tokenizer", "nowhere"], "nowhere"),
+        (["--profile"], "no profiler"),
+        (["--no-such-flag"], "no-such-flag"),
+        (["--num-prompts", "many"], "many"),
+        (["--base-url", "localhost:8000"], "http://"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    base = [] if "--base-url" in arguments else ["--base-url", server.url]
+    small = [] if "--num-prompts" in arguments else SMALL
+    assert run(["bench", *base, *small, *arguments]) == 2
+    err = capsys.readouterr().err.strip()
+    assert words in err and len(err.splitlines()) == 1
+    assert server.completions() == []
+
+
+def test_no_server_is_the_environments_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedServer() as gone:
+        url = gone.url
+    assert run(["bench", "--base-url", url]) == 3
+    assert "no server answers" in capsys.readouterr().err
+
+
+def test_help_is_without_torch() -> None:
+    code = "import sys; from headrace.cli.main import run; run(['bench', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "--request-rate" in done.stdout
