@@ -16,12 +16,16 @@ app = App(name="headrace report", help="Write a campaign's report: one HTML file
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
-    """Accept a bare `--open` for `--open yes`."""
-    tokens = list(argv)
-    for index, token in enumerate(tokens):
-        follower = tokens[index + 1] if index + 1 < len(tokens) else ""
-        if token == "--open" and follower not in ("yes", "no"):
-            tokens[index] = "--open=yes"
+    """Accept a bare `--open` for `--open yes`, and `--json -`, whose dash reads as an option otherwise."""
+    tokens: list[str] = []
+    for index, token in enumerate(argv):
+        follower = argv[index + 1] if index + 1 < len(argv) else "-"
+        if token == "--open" and follower.startswith("-"):
+            tokens.append("--open=yes")
+        elif token == "-" and tokens[-1:] == ["--json"]:
+            tokens[-1] = "--json=-"
+        else:
+            tokens.append(token)
     return tokens
 
 
