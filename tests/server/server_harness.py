@@ -27,6 +27,26 @@ class Served:
     openai: openai.AsyncOpenAI
 
 
+class _Server(uvicorn.Server):
+    """uvicorn without its polling: it waits for an event, and at the end for every handler to return."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*self.server_state.tasks)
+        await self.lifespan.shutdown()
+
+
 @asynccontextmanager
 async def serving(
     engine: ServedEngine | None, options: ServerOptions | None = None, key: str = "none"
@@ -34,8 +54,7 @@ async def serving(
     options = options or ServerOptions()
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(create_app(engine, options), log_config=None, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
+    server = _Server(uvicorn.Config(create_app(engine, options), log_config=None, ws="none"))
     task = asyncio.create_task(server._serve([listener]))  # `serve` would take over the test's signals
     async with httpx.AsyncClient(base_url=url, timeout=20) as http:
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=20)
@@ -44,7 +63,7 @@ async def serving(
         finally:
             await client.close()
             await http.aclose()
-            server.should_exit = True
+            server.stop.set()
             await task
 
 
