@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -163,7 +165,7 @@ def test_a_profiled_run_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--dataset-name", "sonnet"], "dataset_name"),
         (["--dataset-name", "sharegpt"], "dataset_path"),
         (["--dataset", "a.json", "--dataset-name", "random"], "--dataset"),
-        (["--dataset", "nowhere.json", "--scale", "1"], "nowhere.json"),
+        (["--dataset", "nowhere.json"], "nowhere.json"),
         (["--goodput", "speed:1"], "--goodput"),
         (["--metadata", "novalue"], "--metadata"),
         (["--header", "novalue"], "--header"),
@@ -183,8 +185,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     server: ScriptedServer, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     base = [] if "--base-url" in arguments else ["--base-url", server.url]
-    small = [] if "--num-prompts" in arguments else SMALL
-    assert run(["bench", *base, *small, *arguments]) == 2
+    assert run(["bench", *base, *arguments]) == 2
     err = capsys.readouterr().err.strip()
     assert words in err and len(err.splitlines()) == 1
     assert server.completions() == []
@@ -195,6 +196,32 @@ def test_no_server_is_the_environments_fault(capsys: pytest.CaptureFixture[str])
         url = gone.url
     assert run(["bench", "--base-url", url]) == 3
     assert "no server answers" in capsys.readouterr().err
+
+
+def test_ctrl_c_prints_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    answered = threading.Event()
+
+    def answers_two_then_hangs(seen: Seen) -> Answer:
+        if "/v1/completions" not in seen.path:
+            return model_server(seen)
+        if len(server.completions()) <= 2:
+            return model_server(seen)
+        answered.set()
+        return Answer(hang=True)
+
+    with ScriptedServer(answers_two_then_hangs) as server:
+        command = [sys.executable, "-m", "headrace.cli.main", "bench", "--base-url", server.url, *SMALL]
+        command += ["--max-concurrency", "1", "--out", str(tmp_path / "run")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert answered.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"{'Successful requests:':<40} {2:<10}" in out.splitlines()
+    assert "only 3 of 6 requests were sent" in err and "Traceback" not in err
+    lines = (tmp_path / "run" / "requests.jsonl").read_text().splitlines()
+    assert [json.loads(line)["error_class"] for line in lines] == [None, None, "cancelled"]
+    assert (tmp_path / "run" / "interrupted.json").is_file()
 
 
 def test_help_is_without_torch() -> None:
