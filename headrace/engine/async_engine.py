@@ -225,6 +225,11 @@ class AsyncEngine:
         gc.freeze()
         return cls(engine, tokenizer, sampling_defaults=sampling_defaults(config.model_path, config.generation_config))
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes that the model holds, by what they are for; empty for a runner that does not tell."""
+        tell = getattr(self._engine.runner, "memory_bytes", None)
+        return {} if tell is None else dict(tell())
+
     def set_observer(self, observer: Observer) -> None:
         """Who is told about steps, tokens and ends from now on."""
         self._observer = observer

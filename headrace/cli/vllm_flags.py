@@ -1,0 +1,163 @@
+"""Flags of vLLM that `headrace serve` does not act upon: accepted where they change nothing, refused where they do.
+
+A launch command that was published for vLLM should start here unchanged, or be told what stands in its way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.errors import ConfigError
+
+ANY = None
+TRUE, FALSE = "true", "false"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """One flag.
+
+    neutral   values that change nothing on this engine (compared without case); ANY = every value
+    why       said in the log when it is accepted, and in the refusal otherwise
+    switch    a flag without a value (`true` and `false` may follow)
+    """
+
+    neutral: tuple[str, ...] | None
+    why: str
+    switch: bool = False
+
+
+def _one(what: str) -> Foreign:
+    return Foreign(("1",), f"there is one {what}")
+
+
+def _never(why: str, *, switch: bool = False) -> Foreign:
+    return Foreign((FALSE,) if switch else (), why, switch)
+
+
+_SPECULATION = _never("there is no speculative decoding")
+_TOOLS = "tool calls are not parsed"
+_LORA = _never("there are no LoRA adapters", switch=True)
+_PROFILER = Foreign(ANY, "there is no profiler yet: nothing is recorded")
+_TLS = _never("the server speaks plain HTTP; put a proxy in front of it for TLS")
+
+FOREIGN: dict[str, Foreign] = {
+    # Parallelism: one process, one device.
+    "--tensor-parallel-size": _one("device"),
+    "--pipeline-parallel-size": _one("device"),
+    "--data-parallel-size": _one("replica in a process; start several servers instead"),
+    "--api-server-count": _one("server process"),
+    "--distributed-executor-backend": Foreign(ANY, "there is nothing to distribute"),
+    "--enable-expert-parallel": _never("there are no mixture-of-experts models", switch=True),
+    "--max-parallel-loading-workers": Foreign(ANY, "weights are read by one process"),
+    "--disable-custom-all-reduce": Foreign(ANY, "there is one device", True),
+    # The device and its kernels.
+    "--device": Foreign(("cpu", "auto"), "this engine runs on CPUs"),
+    "--enforce-eager": Foreign(ANY, "steps are never captured as graphs", True),
+    "--max-seq-len-to-capture": Foreign(ANY, "steps are never captured as graphs"),
+    "--compilation-config": Foreign(ANY, "nothing is compiled"),
+    "--cpu-offload-gb": Foreign(("0", "0.0"), "weights are in the CPU's memory already"),
+    "--kv-cache-dtype": Foreign(("auto",), "the KV cache has the model's dtype"),
+    "--calculate-kv-scales": _never("the KV cache is not quantised", switch=True),
+    "--quantization": Foreign(("none",), "quantised weights are not read yet"),
+    "--disable-cascade-attn": Foreign(ANY, "there is no cascade attention", True),
+    "--attention-backend": _never("there is one attention implementation"),
+    # The model's files.
+    "--trust-remote-code": Foreign(ANY, "code from a model's directory is never run", True),
+    "--tokenizer-mode": Foreign(("auto", "hf"), "only tokenizer.json is read"),
+    "--tokenizer-revision": _never("the tokenizer is read at the model's --revision"),
+    "--code-revision": Foreign(ANY, "code from a model's directory is never run"),
+    "--config-format": Foreign(("auto", "hf"), "only Hugging Face directories are read"),
+    "--hf-overrides": Foreign(("{}",), "config.json is taken as it is; edit the file instead"),
+    "--rope-scaling": _never("config.json's own rope scaling is used; edit the file instead"),
+    "--rope-theta": _never("config.json's own rope theta is used; edit the file instead"),
+    "--override-generation-config": Foreign(("{}",), "send the parameters with the requests"),
+    "--ignore-patterns": Foreign(ANY, "only *.json, *.jinja and *.safetensors are fetched"),
+    "--runner": Foreign(("auto", "generate"), "this engine generates text"),
+    "--task": Foreign(("auto", "generate"), "this engine generates text"),
+    "--limit-mm-per-prompt": _never("there are no multimodal models"),
+    "--disable-sliding-window": Foreign(ANY, "a sequence never outgrows the model's window here", True),
+    "--model-impl": Foreign(("auto",), "models are headrace's own"),
+    # Scheduling.
+    "--preemption-mode": Foreign(("recompute",), "preempted sequences are computed again, never swapped"),
+    "--num-scheduler-steps": Foreign(("1",), "every step is scheduled"),
+    "--max-num-partial-prefills": Foreign(("1",), "one long prompt is in progress at a time"),
+    "--max-long-partial-prefills": Foreign(("1",), "one long prompt is in progress at a time"),
+    "--async-scheduling": Foreign(ANY, "steps are scheduled in turn; answers are the same", True),
+    "--disable-async-output-proc": Foreign(ANY, "text is made beside the steps; answers are the same", True),
+    "--stream-interval": Foreign(("1",), "every token is sent as soon as it is text"),
+    "--use-v2-block-manager": Foreign(ANY, "there is one block manager", True),
+    "--scheduler-delay-factor": Foreign(("0", "0.0"), "prompts are scheduled at once"),
+    "--num-lookahead-slots": Foreign(("0",), "there is no speculative decoding"),
+    "--prefix-caching-hash-algo": Foreign(ANY, "cached blocks are compared token by token"),
+    # Features.
+    "--speculative-model": _SPECULATION,
+    "--speculative-config": _SPECULATION,
+    "--num-speculative-tokens": _SPECULATION,
+    "--enable-lora": _LORA,
+    "--lora-modules": _never("there are no LoRA adapters"),
+    "--enable-prompt-adapter": _never("there are no prompt adapters", switch=True),
+    "--enable-auto-tool-choice": _never(_TOOLS, switch=True),
+    "--tool-call-parser": _never(_TOOLS),
+    "--reasoning-parser": _never("reasoning is not separated from the answer"),
+    "--enable-reasoning": _never("reasoning is not separated from the answer", switch=True),
+    "--guided-decoding-backend": Foreign(ANY, "there is no structured output; requests that ask for it are refused"),
+    "--structured-outputs-config": Foreign(ANY, "there is no structured output; requests that ask for it are refused"),
+    "--kv-transfer-config": _never("the KV cache is not shared between servers"),
+    "--return-tokens-as-token-ids": _never("tokens are shown as text", switch=True),
+    "--enable-prompt-tokens-details": Foreign(ANY, "usage always tells the cached tokens", True),
+    "--enable-force-include-usage": _never("usage is sent when `stream_options` asks for it", switch=True),
+    # The server.
+    "--response-role": Foreign(("assistant",), "answers have the role assistant"),
+    "--chat-template-content-format": Foreign(("auto", "string"), "messages are given to the template as text"),
+    "--trust-request-chat-template": _never("templates in requests are refused", switch=True),
+    "--disable-frontend-multiprocessing": Foreign(ANY, "server and engine share one process", True),
+    "--disable-log-stats": Foreign(ANY, "the line of statistics is short, and silent while idle", True),
+    "--disable-uvicorn-access-log": Foreign(ANY, "the access log follows --enable-log-requests", True),
+    "--max-log-len": Foreign(ANY, "prompts are never logged"),
+    "--enable-server-load-tracking": Foreign(ANY, "/load always answers", True),
+    "--allow-credentials": _never("there are no CORS headers", switch=True),
+    "--allowed-origins": _never("there are no CORS headers"),
+    "--allowed-methods": _never("there are no CORS headers"),
+    "--allowed-headers": _never("there are no CORS headers"),
+    "--root-path": Foreign(("",), "paths are served as they are"),
+    "--ssl-keyfile": _TLS,
+    "--ssl-certfile": _TLS,
+    "--ssl-ca-certs": _TLS,
+    "--otlp-traces-endpoint": _never("traces are not exported"),
+    "--collect-detailed-traces": _never("traces are not exported"),
+    "--profiler-config": _PROFILER,
+    "--show-hidden-metrics-for-version": Foreign(ANY, "all metrics are shown"),
+}
+SHORT = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size",
+    "-q": "--quantization",
+    "-O": "--compilation-config",
+}
+_DOCKER = (
+    *("--runtime", "--gpus", "--ipc", "--shm-size", "--volume", "--env", "--name", "--network", "--net", "--rm"),
+    *("--publish", "--restart", "--privileged", "--entrypoint", "--ulimit", "--cap-add", "--security-opt"),
+    *("-v", "-e", "-p", "-it", "-d"),
+)
+
+
+def refuse_docker(flag: str) -> None:
+    """Raise ConfigError for an option of `docker run`, which is often copied along with a published command."""
+    if flag in _DOCKER:
+        raise ConfigError(
+            f"{flag} is an option of `docker run`, not of the server; give only what follows the image's name "
+            "(environment variables go in front of the command)"
+        )
+
+
+def accept(flag: str, value: str) -> str:
+    """The line for the log when `value` changes nothing here.  Raises ConfigError otherwise, with the reason."""
+    foreign = FOREIGN[flag]
+    if foreign.neutral is ANY or value.lower() in foreign.neutral:
+        return f"{flag} {value}: accepted, no effect: {foreign.why}"
+    shown = flag if foreign.switch and value == TRUE else f"{flag} {value}"
+    usable = ", ".join(each for each in foreign.neutral if each and not foreign.switch)
+    ending = f"use {usable}, or leave it out" if usable else "leave it out"
+    raise ConfigError(f"{shown} is not supported: {foreign.why}; {ending}")

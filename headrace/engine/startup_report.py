@@ -1,0 +1,59 @@
+"""What the engine says of itself at start: users ask why it is slow, or why fewer requests run than they expect."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headrace.engine.config import GIB, EngineConfig
+from headrace.version import VERSION
+
+if TYPE_CHECKING:
+    from headrace.engine.async_engine import AsyncEngine
+
+
+def before_loading(config: EngineConfig, reasons: Sequence[str]) -> list[str]:
+    """The settings and why each has its value."""
+    return [
+        f"headrace {VERSION}, Python {platform.python_version()}, {_processor()}",
+        *reasons,
+        f"scheduling: policy {config.policy}, {config.max_num_batched_tokens} tokens a step, "
+        f"{config.max_num_seqs} sequences, {config.max_model_len} tokens a sequence, "
+        f"prefix caching {'on' if config.enable_prefix_caching else 'off'}, queue {config.scheduling_policy} "
+        f"of at most {config.max_num_queued_reqs}",
+        f"loading {config.model} ({config.load_format}, {config.dtype}) …",
+    ]
+
+
+def after_loading(engine: AsyncEngine, seconds: float) -> list[str]:
+    """What was really loaded, and what it can hold."""
+    import torch
+
+    config = engine.config
+    held = engine.memory_bytes()
+    sequences = config.kv_tokens / config.max_model_len
+    template = "from the model" if config.chat_template is None else "given"
+    defaults = ", ".join(f"{name}={value}" for name, value in engine.sampling_defaults.items())
+    return [
+        f"loaded in {seconds:.1f} s: " + ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in held.items()),
+        f"kernels: torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}, "
+        f"{config.num_threads} threads",
+        f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens",
+        f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
+        f"sampling defaults: {defaults or 'none (temperature 1)'}; "
+        f"end tokens {sorted(engine.tokenizer.eos_token_ids)}; "
+        f"chat template {template if engine.tokenizer.has_chat_template else 'none: only /v1/completions'}",
+    ]
+
+
+def _processor() -> str:
+    """The CPU's name, where the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
