@@ -43,7 +43,7 @@ def run(
     report: Annotated[bool, Parameter(help="Write the report and print its summary at the end.")] = True,
     beside: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, help="Studies to show beside it: directories, or `published`."),
+        Parameter(consume_multiple=True, negative="", help="Studies to show beside it: directories, or `published`."),
     ] = None,
     retry_failed: Annotated[
         bool, Parameter(negative="", help="Measure failed runs again; otherwise a failure is a result.")
@@ -58,7 +58,7 @@ def run(
     from headrace.lab.campaign.plan import read_plan
     from headrace.lab.campaign.progress import reporter_for
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # a sentence is one line, in a pipe too
     declared = read_plan(plan)
     planned = cells(declared)
     if dry_run:
@@ -100,7 +100,7 @@ def _print_cells(console: Console, plan: Plan, planned: tuple[PlannedCell, ...])
     for cell in planned:
         verdict = f"illegal  {cell.reason}" if not cell.legal else "legal    " + " ".join(cell.warnings)
         line = f"  {cell.name:<{width}}  {cell.settings['policy']:<10}  {verdict}".rstrip()
-        console.print(line, markup=False, soft_wrap=True, style="" if cell.legal else "yellow")
+        console.print(line, markup=False, style="" if cell.legal else "yellow")
     runs = len(legal) * plan.run.repeats
     requests = runs * plan.workload_spec().num_prompts
     console.print(

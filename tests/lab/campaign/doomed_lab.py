@@ -1,7 +1,10 @@
-"""A lab that kills itself with SIGKILL at a chosen instant: `python doomed_lab.py OUT SEATS REPEATS INSTANT`.
+"""Labs that kill themselves with SIGKILL at a chosen instant: `python doomed_lab.py OUT SEATS REPEATS`.
 
 Python announces every file that is opened, renamed or listed and every process that is started as an audit event; the
-INSTANT-th of them is the last thing this lab does.  So every moment between two effects can be tried, without a clock.
+N-th of them is the last thing that a lab does.  So every moment between two effects can be tried, without a clock.
+
+Reads instants from standard input, one a line (0: live on), forks a lab for each (imports cost more than a campaign
+of this size), and answers with its exit status and the number of events that it lived through.
 """
 
 from __future__ import annotations
@@ -12,31 +15,42 @@ import signal
 import sys
 from pathlib import Path
 
+import aiohttp  # noqa: F401  (what a campaign imports on its way is here before the count begins)
 from campaign_world import World
+
+import headrace.lab.client  # noqa: F401
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen", "socket.connect", "fcntl.flock", "os.kill")
 
 
-def main() -> None:
-    out, seats, repeats, instant = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    world = World(out)
-    import aiohttp  # noqa: F401  (imported before the count: only what the campaign does is of interest)
-
-    import headrace.lab.client  # noqa: F401
-
-    left = instant
+def live(out: Path, seats: list[int], repeats: int, instant: int, answer: int) -> None:
+    lived = 0
 
     def doom(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
-        if event in EVENTS and not str(arguments[0]).endswith((".py", ".pyc")):
-            left -= 1
-            if left == 0:
+        nonlocal lived
+        if event in EVENTS and not str(arguments[0]).startswith("/proc"):
+            lived += 1
+            if lived == instant:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(doom)
-    study = world.run(seats, repeats=repeats)
-    print(instant - left, file=sys.stderr)
+    study = World(out).run(seats, repeats=repeats)
+    os.write(answer, str(lived).encode())
     assert all(cell.runs for cell in study.cells)
+
+
+def main() -> None:
+    out, seats, repeats = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+    for line in sys.stdin:
+        heard, said = os.pipe()
+        child = os.fork()
+        if child == 0:
+            live(out, seats, repeats, int(line), said)
+            os._exit(0)
+        os.close(said)
+        lived = os.read(heard, 20).decode() or "0"
+        os.close(heard)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), lived, flush=True)
 
 
 if __name__ == "__main__":

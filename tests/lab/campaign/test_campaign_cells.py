@@ -51,7 +51,12 @@ def test_names_come_from_what_varies() -> None:
 
 def test_lists_are_crossed_and_the_last_key_changes_fastest() -> None:
     text = "[[sweep]]\nenable-prefix-caching = [true, false]\nmax-num-batched-tokens = [64, 128]"
-    assert names(text) == ["64-prefix-caching=on", "128-prefix-caching=on", "64-prefix-caching=off", "128-prefix-caching=off"]
+    assert names(text) == [
+        "64-prefix-caching=on",
+        "128-prefix-caching=on",
+        "64-prefix-caching=off",
+        "128-prefix-caching=off",
+    ]
 
 
 def test_grids_may_not_overlap() -> None:

@@ -49,7 +49,10 @@ def sentence(text: str) -> str:
             "p.toml: [[sweep]] number 2 enable-chunked-prefill must be true or false, not 'on'",
         ),
         (HEAD + "[sweep]\nmax-num-seqs = [2]", "p.toml: [[sweep]] must be one or more [[sweep]] tables"),
-        (HEAD + "[workload]\nnum-promts = 3", "p.toml: [workload] has no key 'num-promts'; did you mean 'num-prompts'?"),
+        (
+            HEAD + "[workload]\nnum-promts = 3",
+            "p.toml: [workload] has no key 'num-promts'; did you mean 'num-prompts'?",
+        ),
         (HEAD + "[workload]\nnum-prompts = 0", "p.toml: [workload]: num_prompts must be a whole number of at least 1"),
         (HEAD + "[workload]\nwarmup-requests = 3", "the warm-up is [run] warmup"),
         (HEAD + "x =", "p.toml is not TOML: Invalid value"),
