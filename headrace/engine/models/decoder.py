@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from headrace.engine.kv_cache import KVCache
-from headrace.engine.models.layers import GatedMLP, Linear, RMSNorm, Rotary
+from headrace.engine.models.layers import GatedMLP, Linear, RMSNorm, Rotary, rms_normalize
 from headrace.engine.models.shape import ModelShape
 
 # Given (queries [rows, num_heads, head_dim], one layer's cache), returns [rows, num_heads * head_dim].
@@ -69,7 +69,7 @@ class DecoderLayer:
         if self._qk_norm is None:
             normed = rotated.clone()
         else:
-            normed = torch.rms_norm(rotated, (self._head_dim,), None, self._eps) * self._qk_norm
+            normed = rms_normalize(rotated, self._eps).mul_(self._qk_norm)
         rotary.rotate(normed, tables, out=rotated)
         # Every row of the step is written before any row reads: a sequence may share a block that another
         # sequence of the same step fills (prefix-cache hits are planned, not finished).

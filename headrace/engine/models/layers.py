@@ -39,15 +39,26 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
 
+def rms_normalize(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x) over the last dimension, computed in fp32, returned in x's dtype (rounded before any weight).
+
+    `torch.rms_norm` mixes dtypes in one multiplication, which is slow in bf16 for `[tokens, heads, head_dim]`
+    (measured: 1.7 ms against 0.09 ms for `[256, 14, 64]`).
+    """
+    values = x.to(torch.float32, copy=True)
+    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return values.mul_(norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
+
+
 class RMSNorm:
-    """Root-mean-square norm over the last dimension, computed in fp32, returned in the input's dtype."""
+    """Root-mean-square norm over the last dimension, times a weight (Zhang and Sennrich 2019)."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         self._weight = weight
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.rms_norm(x, (x.shape[-1],), self._weight, self._eps)
+        return rms_normalize(x, self._eps).mul_(self._weight)
 
 
 class GatedMLP:
