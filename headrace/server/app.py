@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from headrace.errors import InvalidRequest
+from headrace.errors import HeadraceError
 from headrace.server import endpoints, periodic_log
 from headrace.server.guard import KeyGuard
 from headrace.server.http_errors import ApiError
@@ -72,7 +72,7 @@ def create_app(engine: ServedEngine | None, options: ServerOptions) -> FastAPI:
     for method, path, handler in ROUTES:
         app.add_api_route(path, handler, methods=[method], response_model=None, openapi_extra=_schema(path))
     app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(InvalidRequest, _on_invalid_request)
+    app.add_exception_handler(HeadraceError, _on_headrace_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_client_disconnect)
     app.add_exception_handler(Exception, _on_bug)
@@ -104,8 +104,8 @@ async def _on_api_error(_: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
-    assert isinstance(error, InvalidRequest)
+async def _on_headrace_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
     return ApiError.of(error).response()
 
 

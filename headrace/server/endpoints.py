@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from headrace.errors import InvalidRequest
+from headrace.errors import HeadraceError, InvalidRequest
 from headrace.server import sse
 from headrace.server.bodies import (
     Body,
@@ -108,7 +108,7 @@ async def _events(service: Service, generation: Generation, running: Running) ->
                 yield chunks.only_echo(index)
         async for index, output in running.outputs():
             yield chunks.chunk(index, output)
-    except InvalidRequest as error:
+    except HeadraceError as error:
         failure = sse.event(ApiError.of(error).body())
     except ApiError as error:
         failure = sse.event(error.body())

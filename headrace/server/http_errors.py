@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.errors import InvalidRequest
+from headrace.errors import HeadraceError, InvalidRequest
 
 KINDS = {
     400: "invalid_request_error",
@@ -51,8 +51,10 @@ class ApiError(Exception):
             self.headers.setdefault("WWW-Authenticate", "Bearer")
 
     @classmethod
-    def of(cls, error: InvalidRequest) -> ApiError:
-        """The HTTP answer to a request that the engine or the protocol refused."""
+    def of(cls, error: HeadraceError) -> ApiError:
+        """The answer to a request that the engine or the protocol refused, or that a stopped engine cannot serve."""
+        if not isinstance(error, InvalidRequest):
+            return cls(503, f"{error}.", code="engine_error")
         status = STATUS_OF_CODE.get(error.code or "", 400)
         return cls(status, str(error), param=error.param, code=error.code)
 

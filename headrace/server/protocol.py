@@ -184,7 +184,7 @@ def _generation(
         requests=tuple(requests),
         stream=body.stream,
         include_usage=options.include_usage,
-        continuous_usage=options.include_usage and options.continuous_usage_stats,
+        continuous_usage=options.continuous_usage_stats,
         num_logprobs=num_logprobs,
         echo=echo,
     )

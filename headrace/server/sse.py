@@ -88,6 +88,8 @@ class Chunks:
 
     def _event(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
         value: dict[str, Any] = {**self._head, "choices": choices}
-        if self._generation.include_usage:
-            value["usage"] = self._usage.as_json() if with_usage else None
+        if with_usage:
+            value["usage"] = self._usage.as_json()
+        elif self._generation.include_usage:
+            value["usage"] = None
         return event(value)
