@@ -31,7 +31,7 @@ def test_every_dependency_is_pinned() -> None:
         *(name for extra in project["optional-dependencies"].values() for name in extra),
     ]
     for requirement in wanted:
-        name = re.split(r"[<>=;\[ ]", requirement)[0].lower()
+        name = re.split(r"[<>=;\[ ]", requirement)[0].lower().replace("_", "-")
         assert name in pins, f"{name} is not pinned in constraints.txt"
 
 
