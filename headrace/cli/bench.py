@@ -362,6 +362,7 @@ def _print(
     run: MeasuredRun, spec: WorkloadSpec, settings: BenchSettings, goals: dict[str, float], dialect: str
 ) -> VllmMetrics:
     from headrace.lab.metrics.dialects import result_block
+    from headrace.lab.metrics.result import run_result_from_records
     from headrace.lab.metrics.vllm import vllm_metrics
 
     totals = vllm_metrics(
@@ -375,16 +376,26 @@ def _print(
     if errors:
         print("Failed requests during benchmark run detected (capping to 10):", file=sys.stderr)
         for record in errors[:10]:
-            print(
-                f"  request {record.index}: {record.error_class}: {' '.join(str(record.error).split())[:300]}",
-                file=sys.stderr,
-            )
+            print(f"  request {record.index}: {record.error_class}: {_message(record.error)}", file=sys.stderr)
     print(run.verdict.line(), file=sys.stderr)
-    for warning in run.warnings():
+    result = run_result_from_records(
+        run.records, source="", settings=run.settings, duration_s=run.duration_s, warnings=run.warnings()
+    )
+    for warning in result.warnings:
         print(f"note: {warning}", file=sys.stderr)
     if spec.closed_loop:
         print("note: a closed loop: its tails cannot be compared with those of an open loop", file=sys.stderr)
     return totals
+
+
+def _message(error: str | None) -> str:
+    """The sentence inside an OpenAI error body, or the start of what there is."""
+    try:
+        body = json.loads(error or "")
+        text = str(body.get("error", body)["message"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        text = error or "no reason given"
+    return " ".join(text.split())[:300]
 
 
 def _save(

@@ -198,6 +198,18 @@ def test_no_server_is_the_environments_fault(capsys: pytest.CaptureFixture[str])
     assert "no server answers" in capsys.readouterr().err
 
 
+def test_a_server_that_is_still_loading_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    def loads_twice(seen: Seen) -> Answer:
+        loading = seen.path == "/v1/models" and len(server.seen) <= 2
+        return as_json({"error": {"message": "loading"}}, 503) if loading else model_server(seen)
+
+    with ScriptedServer(loads_twice) as server:
+        assert bench(server, "--ready-check-timeout-sec", "30") == 0
+    with ScriptedServer(lambda seen: as_json({"error": {"message": "loading"}}, 503)) as server:
+        assert bench(server) == 3
+    assert "loading" in capsys.readouterr().err
+
+
 def test_ctrl_c_prints_and_keeps_what_was_measured(tmp_path: Path) -> None:
     answered = threading.Event()
 

@@ -46,21 +46,23 @@ def call(
 def served_models(base_url: str, headers: Mapping[str, str], *, wait_s: float = 0.0) -> list[str]:
     """Names of the models behind /v1/models; empty when the server has no such list.
 
-    Asks again for `wait_s` seconds while the server cannot be reached, then raises LaunchError (kind "not_ready").
+    Asks again for `wait_s` seconds while the server cannot be reached or answers 5xx (it is loading), then raises
+    LaunchError (kind "not_ready").
     """
     deadline = time.monotonic() + wait_s
     while True:
         try:
             status, body = call("GET", f"{base_url}/v1/models", headers)
+            problem = f"status {status}: {body[:200].decode('utf-8', 'replace')}"
         except OSError as error:
-            if time.monotonic() < deadline:
-                time.sleep(0.2)
-                continue
-            reason = getattr(error, "reason", error)
-            raise LaunchError(f"no server answers at {base_url} ({reason})", kind="not_ready") from None
+            status, body, problem = 503, b"", str(getattr(error, "reason", error))
         except ValueError as error:
             raise ConfigError(f"the server's address {base_url!r} is not an address ({error})") from None
-        break
+        if status < 500:
+            break
+        if time.monotonic() >= deadline:
+            raise LaunchError(f"no server answers at {base_url} ({problem})", kind="not_ready") from None
+        time.sleep(0.2)
     if status in (401, 403):
         raise ConfigError(f"{base_url} refuses us (status {status}): set OPENAI_API_KEY to the server's key")
     try:

@@ -104,7 +104,8 @@ class HttpTransport:
             _fail(exchange, "refused", str(error))
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
             exchange.done_ns = now()
-            _fail(exchange, "disconnected", _words(error))
+            where = "before" if exchange.headers_ns is None else "in the middle of"
+            _fail(exchange, "disconnected", f"the connection was lost {where} the answer ({_words(error)})")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             exchange.done_ns = now()
             _fail(exchange, "refused" if isinstance(error, OSError) else "protocol", _words(error))

@@ -37,6 +37,12 @@ def test_late_sends_spoil_a_paced_run_beyond_5_ms_or_5_percent_of_ttft(
     assert judge(records, cost(), paced=True).level is level
 
 
+@pytest.mark.parametrize(("requests", "level"), [(20, Level.WARN), (150, Level.INVALID)])
+def test_a_late_one_among_few_is_a_hiccup_and_two_in_a_hundred_are_not(requests: int, level: Level) -> None:
+    records = [request(i, lag_ms=0.1 if i % 50 else 30) for i in range(requests)]
+    assert judge(records, cost(), paced=True).level is level
+
+
 def test_when_all_are_due_at_once_the_time_to_send_them_is_only_a_warning() -> None:
     verdict = judge([request(i, lag_ms=80) for i in range(10)], cost(), paced=False)
     assert verdict.level is Level.WARN and "p99 send lag 80.0 ms" in verdict.reasons[0]

@@ -45,7 +45,7 @@ def test_stamps_are_in_order_and_the_connection_is_kept() -> None:
         (as_json({"error": {"message": "prompt of 5000 tokens"}}, 400), "http_4xx", "prompt of 5000 tokens"),
         (as_json({"detail": "engine died"}, 500), "http_5xx", "engine died"),
         (Answer((), 503), "http_5xx", "Scripted"),
-        (Answer((data({"choices": [{"text": "a"}]}),), abort=True), "disconnected", "payload"),
+        (Answer((data({"choices": [{"text": "a"}]}),), abort=True), "disconnected", "in the middle of"),
     ],
     ids=["400 with a body", "500 with a body", "503 without", "dropped in the middle"],
 )
