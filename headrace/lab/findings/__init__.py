@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from headrace.lab.findings import causes, compare, trust
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.headline import chosen_cell, headline
+from headrace.lab.findings.headline import choose, headline
 from headrace.lab.findings.table import build
 from headrace.lab.records.results import Study
 
@@ -24,12 +24,12 @@ def explain(study: Study) -> tuple[Finding, ...]:
     that lacks what it needs says nothing.
     """
     table = build(study)
-    choice = chosen_cell(table) if len(table.cells) > 1 else None
+    choice = choose(table)
     return (
         headline(table),
         *compare.thresholds(table),
         *causes.step_time(table),
-        *causes.queueing(table, choice[0] if choice is not None else None),
+        *causes.queueing(table, choice.cell if choice is not None else None),
         *compare.trends(table),
         *compare.step_mix(table),
         *compare.on_off(table),

@@ -7,15 +7,16 @@ with the size of the noise, or says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.shapes import Shape, shape_of
+from headrace.lab.findings.shapes import Shape, shape_of, spread
 from headrace.lab.findings.stats import (
     ONE_RUN_ALLOWANCE,
     ONE_RUN_TAIL_ALLOWANCE,
+    Ratio,
     allowance,
     is_tail,
-    one_run_allowance,
     ratio,
 )
 from headrace.lab.findings.table import Factor, Series, Table, mean, means
@@ -34,8 +35,28 @@ _TRENDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("budget-trend.tpot-tail", "tpot", ("p99_tpot_ms",)),
 )
 _PAIRED_METRICS = ("duration", "output_throughput", "mean_ttft_ms")
-# Of the cells below a threshold at most so many are quoted: the rest is in `numbers`.
+# Of the cells on one side of a claim at most so many are quoted: the rest is in `numbers`.
 _MAX_QUOTED = 3
+# "No difference larger than 0.0 %" would claim more than anybody measured.
+_SMALLEST_SAID = 0.001
+# A curve that turns more often has no trend that a sentence could tell.
+_MAX_SEGMENTS = 3
+
+_Pair = tuple[float, Cell, Cell, Ratio]  # x, cell with chunked prefill, cell without, the ratio without/with
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One metric over one series: a value for each point, and their shape."""
+
+    metric: str
+    series: Series
+    values: tuple[float, ...]
+    shape: Shape
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for _, cell in self.series.points]
 
 
 def thresholds(table: Table) -> list[Finding]:
@@ -43,14 +64,20 @@ def thresholds(table: Table) -> list[Finding]:
     found: list[Finding] = []
     if table.factor is None:
         return found
+    flat: list[_Seen] = []
     for metric, identity, more_is_better in _OUTCOMES:
         if table.factor.is_load and metric == "duration":
             continue  # a slower arrival rate lasts longer by definition
-        seen = _shape(table, metric)
-        if seen is not None:
-            series, values, shape = seen
-            claim = _threshold_claim(metric, table.factor, series, values, shape, more_is_better)
-            found.append(_finding(table, _named(identity, table.factor), "throughput", claim, series, [metric], shape))
+        seen = _seen(table, metric)
+        if seen is None:
+            continue
+        if seen.shape.flat:
+            flat.append(seen)
+            continue
+        claim = _threshold_claim(table.factor, seen, more_is_better)
+        found.append(_finding(table, _named(identity, table.factor), "throughput", claim, [seen]))
+    if flat:
+        found.append(_flat(table, table.factor, "budget-threshold.flat", "throughput", flat))
     return found
 
 
@@ -59,52 +86,52 @@ def trends(table: Table) -> list[Finding]:
     found: list[Finding] = []
     if table.factor is None:
         return found
+    flat: list[_Seen] = []
     for identity, topic, metrics in _TRENDS:
-        seen = [(metric, one) for metric in metrics if (one := _shape(table, metric)) is not None]
-        together: list[tuple[list[str], Series, list[Sequence[float]], Shape]] = []
-        for metric, (series, values, shape) in seen:
-            for names, other, several, known in together:
-                if (known.directions, known.plateau) == (shape.directions, shape.plateau) and other is series:
-                    names.append(metric)
-                    several.append(values)
-                    break
+        together: list[list[_Seen]] = []
+        for seen in filter(None, (_seen(table, metric) for metric in metrics)):
+            if seen.shape.flat:
+                flat.append(seen)
+                continue
+            group = next((group for group in together if _same_shape(group[0], seen)), None)
+            if group is None:
+                together.append([seen])
             else:
-                together.append(([metric], series, [values], shape))
-        for index, (names, series, several, shape) in enumerate(together):
-            claim = _trend_claim(names, table.factor, series, several, shape)
-            name = _named(identity, table.factor) + ("" if index == 0 else f".{names[0]}")
-            found.append(_finding(table, name, topic, claim, series, names, shape))
+                group.append(seen)
+        for index, group in enumerate(together):
+            name = _named(identity, table.factor) + ("" if index == 0 else f".{group[0].metric}")
+            found.append(_finding(table, name, topic, _trend_claim(table.factor, group), group))
+    if flat:
+        found.append(_flat(table, table.factor, "budget-trend.flat", "tpot", flat))
     return found
 
 
 def step_mix(table: Table) -> list[Finding]:
     """Median ITL falls while the mean rises: the gaps have split into many short and few long ones."""
-    median, average = _shape(table, "median_itl_ms"), _shape(table, "mean_itl_ms")
-    if table.factor is None or median is None or average is None or median[0] is not average[0]:
+    median, average = _seen(table, "median_itl_ms"), _seen(table, "mean_itl_ms")
+    if table.factor is None or median is None or average is None or median.series is not average.series:
         return []
-    series, medians, shape = median
-    averages = average[1]
-    slack = 1 + allowance("mean_itl_ms", [cell for _, cell in series.points])
-    found: list[Finding] = []
-    for segment in shape.segments:
+    slack = 1 + allowance("mean_itl_ms", median.cells)
+    for segment in median.shape.segments:
         low, high = segment.start, segment.end
-        if segment.direction > 0 or averages[high] <= averages[low] * slack:
+        if segment.direction > 0 or average.values[high] <= average.values[low] * slack:
             continue
-        at = [table.factor.at(series.points[index][0]) for index in (low, high)]
+        at = [table.factor.at(median.series.points[index][0]) for index in (low, high)]
         claim = (
-            f"From {at[0]} to {at[1]} {table.factor.unit} the median ITL falls ({milliseconds(medians[low])} to "
-            f"{milliseconds(medians[high])}) while the mean rises ({milliseconds(averages[low])} to "
-            f"{milliseconds(averages[high])}): a few long steps, those that carry prompts, stand among many short "
-            "ones, instead of all steps being middling."
+            f"From {at[0]} to {at[1]} {table.factor.unit} the median ITL falls ({milliseconds(median.values[low])} to "
+            f"{milliseconds(median.values[high])}) while the mean rises ({milliseconds(average.values[low])} to "
+            f"{milliseconds(average.values[high])}): a few long steps, those that carry prompts, stand among many "
+            "short ones, instead of all steps being middling."
         )
-        tails = means([cell for _, cell in series.points], "p99_itl_ms")
-        if tails is not None and tails[high] > tails[low] * (1 + one_run_allowance("p99_itl_ms")):
-            claim = claim[:-1] + f"; p99 ITL grows from {milliseconds(tails[low])} to {milliseconds(tails[high])}."
-        metrics = ["median_itl_ms", "mean_itl_ms", "p99_itl_ms"]
-        found.append(
-            _finding(table, _named("budget-trend.itl-mix", table.factor), "itl", claim, series, metrics, shape)
-        )
-    return found
+        group = [median, average]
+        tail = _seen(table, "p99_itl_ms")
+        if tail is not None and tail.series is median.series:
+            group.append(tail)
+            if tail.values[high] > tail.values[low] * (1 + allowance("p99_itl_ms", median.cells)):
+                ends = f"{milliseconds(tail.values[low])} to {milliseconds(tail.values[high])}"
+                claim = claim[:-1] + f"; p99 ITL grows from {ends}."
+        return [_finding(table, _named("budget-trend.itl-mix", table.factor), "itl", claim, group)]
+    return []
 
 
 def on_off(table: Table) -> list[Finding]:
@@ -112,98 +139,98 @@ def on_off(table: Table) -> list[Finding]:
     if table.factor is None:
         return []
     found: list[Finding] = []
-    for on, off in _pairs(table.series):
+    for number, (on, off) in enumerate(_opposites(table.series)):
         partner = dict(off.points)
         common = [(x, cell, partner[x]) for x, cell in on.points if x in partner]
+        # a study over several models or loads has a pair of series for each
+        suffix = "" if number == 0 else f".{number + 1}"
         if common:
-            found += _outcome_pairs(table, table.factor, on, common)
-            found += _tail_pairs(table, table.factor, common)
+            found += _outcome_pairs(table, table.factor, on, common, suffix)
+            found += _tail_pairs(table, table.factor, common, suffix)
     return found
 
 
 def _outcome_pairs(
-    table: Table, factor: Factor, on: Series, common: Sequence[tuple[float, Cell, Cell]]
+    table: Table, factor: Factor, on: Series, common: Sequence[tuple[float, Cell, Cell]], suffix: str
 ) -> list[Finding]:
-    ratios = {
-        metric: [(x, one, other, found) for x, one, other in common if (found := ratio(metric, one, other)) is not None]
-        for metric in _PAIRED_METRICS
-    }
-    ratios = {metric: rows for metric, rows in ratios.items() if len(rows) == len(common)}
-    if not ratios:
+    by_metric = {metric: _ratios(metric, common) for metric in _PAIRED_METRICS}
+    by_metric = {metric: rows for metric, rows in by_metric.items() if len(rows) == len(common)}
+    if not by_metric:
         return []
+    every = [row for rows in by_metric.values() for row in rows]
     numbers: dict[str, Json] = {
         f"off_over_on.{metric}.{factor.at(x)}": round(found.value, 4)
-        for metric, rows in ratios.items()
+        for metric, rows in by_metric.items()
         for x, _, _, found in rows
     }
-    cells = tuple(cell.name for _, one, other in common for cell in (one, other))
-    names = listed([METRIC_WORDS[metric] for metric in ratios])
-    apart = {x for rows in ratios.values() for x, _, _, found in rows if found.distinct}
+    apart = {x for x, _, _, found in every if found.distinct}
     alike = [x for x, _, _ in common if x not in apart]
     claims: list[str] = []
     if alike:
-        largest = max(abs(found.value - 1) for rows in ratios.values() for x, _, _, found in rows if x in alike)
+        largest = max(abs(found.value - 1) for x, _, _, found in every if x in alike)
         numbers["largest_difference_of_ties"] = round(largest, 4)
         claims.append(
-            f"{sentence(_where(factor, on, alike))} chunked prefill on or off makes no difference in {names}: "
-            f"at most {percent(largest)}."
+            f"{sentence(_where(factor, on, alike))} chunked prefill on or off makes no difference in "
+            f"{listed([METRIC_WORDS[metric] for metric in by_metric])}: at most {percent(largest)}."
         )
-    for metric, rows in ratios.items():
+    for metric, rows in by_metric.items():
         different = [row for row in rows if row[3].distinct]
         if different:
             claims.append(_different(metric, factor, different))
-    return [Finding("chunking.outcome", "chunking", " ".join(claims), numbers, cells, _caveats(table, cells))]
+    cells = tuple(cell.name for _, one, other in common for cell in (one, other))
+    return [Finding(f"chunking.outcome{suffix}", "chunking", " ".join(claims), numbers, cells, _caveats(table, cells))]
 
 
-def _different(metric: str, factor: Factor, rows: Sequence[tuple[float, Cell, Cell, object]]) -> str:
-    texts = []
-    for x, one, other, _ in rows[:_MAX_QUOTED]:
-        a, b = mean(one, metric) or 0.0, mean(other, metric) or 0.0
-        texts.append(f"{quantity(metric, b)} against {quantity(metric, a)} at {factor.at(x)}")
-    return f"Without chunked prefill {METRIC_WORDS[metric]} is different: {listed(texts)}."
-
-
-def _tail_pairs(table: Table, factor: Factor, common: Sequence[tuple[float, Cell, Cell]]) -> list[Finding]:
+def _tail_pairs(table: Table, factor: Factor, common: Sequence[tuple[float, Cell, Cell]], suffix: str) -> list[Finding]:
     metric = "p99_tpot_ms"
-    rows = [(x, one, other, found) for x, one, other in common if (found := ratio(metric, one, other)) is not None]
-    distinct = [row for row in rows if row[3].distinct]
+    rows = _ratios(metric, common)
+    distinct = sorted((row for row in rows if row[3].distinct), key=lambda row: -abs(row[3].value - 1))
     signs = {row[3].value > 1 for row in distinct}
-    if not distinct or len(signs) != 1:
+    if len(signs) != 1:
         return []
     longer = signs.pop()
-    distinct.sort(key=lambda row: abs(row[3].value - 1), reverse=True)
-
-    def quoted(some: Sequence[tuple[float, Cell, Cell, object]]) -> str:
-        return listed(
-            [
-                f"{milliseconds(mean(other, metric) or 0)} against {milliseconds(mean(one, metric) or 0)} at "
-                f"{factor.at(x)}"
-                for x, one, other, _ in some
-            ]
-        )
-
     claim = (
-        f"Without chunked prefill the TPOT tail is {'longer' if longer else 'shorter'}: p99 {quoted(distinct)} "
-        f"{factor.unit}"
+        f"Without chunked prefill the TPOT tail is {'longer' if longer else 'shorter'}: p99 "
+        f"{_against(metric, factor, distinct)} {factor.unit}"
     )
-    rest = [row for row in rows if row not in distinct]
-    same_way = [row for row in rest if (row[3].value > 1) == longer]
+    same_way = [row for row in rows if row not in distinct and (row[3].value > 1) == longer]
     if same_way:
-        claim += f" (the same way, but within noise: {quoted(same_way)})"
+        claim += f" (the same way, but within noise: {_against(metric, factor, same_way)})"
     if longer:
         claim += "; whole prompts are computed in steps of their own, and stall the sequences that decode"
-    cells = tuple(cell.name for _, one, other, _ in rows for cell in (one, other))
-    numbers: dict[str, Json] = {
-        f"off_over_on.{metric}.{factor.at(x)}": round(found.value, 4) for x, _, _, found in rows
-    }
-    for x, one, other, _ in rows:
+    numbers: dict[str, Json] = {}
+    for x, one, other, found in rows:
         numbers[f"on.{metric}.{factor.at(x)}"] = mean(one, metric)
         numbers[f"off.{metric}.{factor.at(x)}"] = mean(other, metric)
+        numbers[f"off_over_on.{metric}.{factor.at(x)}"] = round(found.value, 4)
+    cells = tuple(cell.name for _, one, other, _ in rows for cell in (one, other))
     caveats = _caveats(table, cells, tail=True)
-    return [Finding("chunking.tpot-tail", "chunking", claim + ".", numbers, cells, caveats)]
+    return [Finding(f"chunking.tpot-tail{suffix}", "chunking", f"{claim}.", numbers, cells, caveats)]
 
 
-def _pairs(series: Sequence[Series]) -> list[tuple[Series, Series]]:
+def _ratios(metric: str, common: Sequence[tuple[float, Cell, Cell]]) -> list[_Pair]:
+    found = [(x, one, other, ratio(metric, one, other, len(common))) for x, one, other in common]
+    return [(x, one, other, value) for x, one, other, value in found if value is not None]
+
+
+def _different(metric: str, factor: Factor, rows: Sequence[_Pair]) -> str:
+    signs = {found.value > 1 for *_, found in rows}
+    more, less = ("longer", "shorter") if metric == "duration" else ("higher", "lower")
+    how = "differs" if len(signs) > 1 else f"is {more if signs.pop() else less}"
+    return f"Without chunked prefill {METRIC_WORDS[metric]} {how}: {_against(metric, factor, rows)} {factor.unit}."
+
+
+def _against(metric: str, factor: Factor, rows: Sequence[_Pair]) -> str:
+    return listed(
+        [
+            f"{quantity(metric, mean(other, metric) or 0.0)} against {quantity(metric, mean(one, metric) or 0.0)} at "
+            f"{factor.at(x)}"
+            for x, one, other, _ in rows[:_MAX_QUOTED]
+        ]
+    )
+
+
+def _opposites(series: Sequence[Series]) -> list[tuple[Series, Series]]:
     def rest(one: Series) -> dict[str, Json]:
         return {key: value for key, value in one.settings.items() if key != "enable_chunked_prefill"}
 
@@ -223,121 +250,114 @@ def _where(factor: Factor, on: Series, xs: Sequence[float]) -> str:
     return f"at a {factor.noun} of {listed([factor.at(x) for x in xs])} {factor.unit}"
 
 
-def _shape(table: Table, metric: str) -> tuple[Series, Sequence[float], Shape] | None:
-    """Shape over the longest series that has the metric in every cell; None where two points are missing."""
+def _seen(table: Table, metric: str) -> _Seen | None:
+    """The longest series that has the metric in every cell; None where two points are missing."""
     for series in table.series:
         cells = [cell for _, cell in series.points]
         values = means(cells, metric)
         if len(cells) >= 2 and values is not None:
-            return series, values, shape_of(values, allowance(metric, cells))
+            return _Seen(metric, series, tuple(values), shape_of(values, allowance(metric, cells)))
     return None
 
 
-def _threshold_claim(
-    metric: str, factor: Factor, series: Series, values: Sequence[float], shape: Shape, more_is_better: bool
-) -> str:
-    what = METRIC_WORDS[metric]
-    at = [factor.at(x) for x, _ in series.points]
-    if shape.flat:
-        return _flat_claim([metric], factor, series, shape)
-    better = 1 if more_is_better else -1
-    worse = "lower" if more_is_better else "longer"
-    subject = f"{what} is {worse}" if metric != "duration" else f"the run takes {worse}"
-    if len(shape.segments) == 1 and shape.plateau is not None and shape.directions == (better,):
-        quoted = _quoted(metric, at, values, range(shape.plateau))
-        best = _best(values, range(shape.plateau, len(values)), more_is_better)
+def _same_shape(one: _Seen, other: _Seen) -> bool:
+    shapes = [(seen.shape.directions, seen.shape.plateau) for seen in (one, other)]
+    return one.series is other.series and shapes[0] == shapes[1]
+
+
+def _threshold_claim(factor: Factor, seen: _Seen, more_is_better: bool) -> str:
+    metric, values, shape = seen.metric, seen.values, seen.shape
+    at = [factor.at(x) for x, _ in seen.series.points]
+    trend = _trend_claim(factor, [seen])
+    pick = max if more_is_better else min
+    if factor.is_load:
+        return trend
+    if shape.plateau is not None and shape.directions == ((1,) if more_is_better else (-1,)):
+        worse = "the run takes longer" if metric == "duration" else f"{METRIC_WORDS[metric]} is lower"
         start = at[shape.plateau]
+        best = pick(range(shape.plateau, len(values)), key=lambda index: values[index])
+        below = [f"{quantity(metric, values[index])} at {at[index]}" for index in range(shape.plateau)][-_MAX_QUOTED:]
         return (
-            f"Below a {factor.noun} of {start} {factor.unit} {subject}: {quoted} against "
+            f"Below a {factor.noun} of {start} {factor.unit} {worse}: {listed(below)} against "
             f"{quantity(metric, values[best])} at {at[best]}; from {start} on all {factor.noun}s lie within "
             f"{percent(shape.spread)}, best at {at[best]}."
         )
-    if len(shape.segments) == 1 and shape.plateau is None and shape.directions == (better,):
-        return _trend_claim([metric], factor, series, [values], shape)[:-1] + f": best at {at[-1]}, the largest tried."
-    if len(shape.segments) == 1 and shape.directions == (-better,):
-        return _trend_claim([metric], factor, series, [values], shape)[:-1] + f": best at {at[0]}, the smallest tried."
-    best = _best(values, range(len(values)), more_is_better)
-    return _trend_claim([metric], factor, series, [values], shape)[:-1] + f": best at {at[best]}."
+    best = pick(range(len(values)), key=lambda index: values[index])
+    end = {0: ", the smallest tried", len(values) - 1: ", the largest tried"}.get(best, "")
+    return f"{trend[:-1]}: best at {at[best]}{end}."
 
 
-def _trend_claim(
-    metrics: Sequence[str], factor: Factor, series: Series, several: Sequence[Sequence[float]], shape: Shape
-) -> str:
-    if shape.flat:
-        return _flat_claim(metrics, factor, series, shape)
-    at = [factor.at(x) for x, _ in series.points]
-    names = sentence(listed([METRIC_WORDS[metric] for metric in metrics]))
-    one = len(metrics) == 1
-    if len(shape.segments) > 3:
-        ends = ", ".join(
-            f"{quantity(metric, min(values))} to {quantity(metric, max(values))}"
-            for metric, values in zip(metrics, several, strict=True)
-        )
-        return f"{names} {'has' if one else 'have'} no clear trend over the {factor.noun} ({ends})."
+def _trend_claim(factor: Factor, group: Sequence[_Seen]) -> str:
+    """The sentence for metrics of one shape, which is not flat."""
+    shape = group[0].shape
+    at = [factor.at(x) for x, _ in group[0].series.points]
+    what = sentence(listed([METRIC_WORDS[seen.metric] for seen in group]))
+    one = len(group) == 1
+    if len(shape.segments) > _MAX_SEGMENTS:
+        ends = listed([_ends(seen.metric, min(seen.values), max(seen.values)) for seen in group])
+        return f"{what} {'has' if one else 'have'} no clear trend over the {factor.noun} ({ends})."
+    verb = {1: "rises", -1: "falls"} if one else {1: "rise", -1: "fall"}
     parts: list[str] = []
     for segment in shape.segments:
-        verb = {1: "rises", -1: "falls"} if one else {1: "rise", -1: "fall"}
-        ends = " and ".join(
-            f"{quantity(metric, values[segment.start])} to {quantity(metric, values[segment.end])}"
-            for metric, values in zip(metrics, several, strict=True)
-        )
+        ends = listed([_ends(seen.metric, seen.values[segment.start], seen.values[segment.end]) for seen in group])
         parts.append(f"{verb[segment.direction]} from {at[segment.start]} to {at[segment.end]} {factor.unit} ({ends})")
-    claim = f"{names} {', then '.join(parts)}"
+    claim = f"{what} {', then '.join(parts)}"
     if shape.plateau is not None:
-        widths = [max(values[shape.plateau :]) / min(values[shape.plateau :]) - 1 for values in several]
-        claim += f" and {'is' if one else 'are'} flat from there on (within {percent(max(widths))})"
-    elif len(shape.segments) == 1:
+        width = max(spread(seen.values[shape.plateau :]) for seen in group)
+        claim += f" and {'is' if one else 'are'} flat from there on (within {percent(width)})"
+    elif len(shape.segments) == 1 and len(at) > 2:
         claim += ", over the whole range"
-    return claim + "."
+    return f"{claim}."
 
 
-def _flat_claim(metrics: Sequence[str], factor: Factor, series: Series, shape: Shape) -> str:
-    at = [factor.at(x) for x, _ in series.points]
-    what = listed([METRIC_WORDS[metric] for metric in metrics])
-    return (
-        f"No difference in {what} larger than {percent(shape.spread)} between {factor.noun}s of {at[0]} and {at[-1]} "
-        f"{factor.unit}: within noise."
+def _ends(metric: str, first: float, last: float) -> str:
+    return f"{quantity(metric, first)} to {quantity(metric, last)}"
+
+
+def _flat(table: Table, factor: Factor, identity: str, topic: str, group: Sequence[_Seen]) -> Finding:
+    """One finding for all the metrics that do not move."""
+    parts = [
+        f"in {listed([METRIC_WORDS[seen.metric] for seen in some])} larger than "
+        f"{percent(max(_SMALLEST_SAID, *(seen.shape.spread for seen in some)))}"
+        for some in ([seen for seen in group if is_tail(seen.metric) is tail] for tail in (False, True))
+        if some
+    ]
+    first, last = (factor.at(group[0].series.points[index][0]) for index in (0, -1))
+    claim = (
+        f"No difference {' or '.join(parts)} between {factor.noun}s of {first} and {last} {factor.unit}: within noise."
     )
-
-
-def _quoted(metric: str, at: Sequence[str], values: Sequence[float], indices: range) -> str:
-    shown = list(indices)[:_MAX_QUOTED]
-    return listed([f"{quantity(metric, values[index])} at {at[index]}" for index in shown])
-
-
-def _best(values: Sequence[float], indices: range, more_is_better: bool) -> int:
-    return (max if more_is_better else min)(indices, key=lambda index: values[index])
+    return _finding(table, _named(identity, factor), topic, claim, group)
 
 
 def _named(identity: str, factor: Factor) -> str:
     return identity if factor.noun == "budget" else identity.replace("budget", factor.key.replace("_", "-"), 1)
 
 
-def _finding(
-    table: Table, identity: str, topic: str, claim: str, series: Series, metrics: Sequence[str], shape: Shape
-) -> Finding:
+def _finding(table: Table, identity: str, topic: str, claim: str, group: Sequence[_Seen]) -> Finding:
     assert table.factor is not None  # every caller has checked
+    series, shape = group[0].series, group[0].shape
     numbers: dict[str, Json] = {
-        metric: {table.factor.at(x): mean(cell, metric) for x, cell in series.points} for metric in metrics
+        seen.metric: {table.factor.at(x): value for (x, _), value in zip(seen.series.points, seen.values, strict=True)}
+        for seen in group
     }
-    numbers["tolerance"] = round(allowance(metrics[0], [cell for _, cell in series.points]), 4)
+    numbers["tolerance"] = round(allowance(group[0].metric, group[0].cells), 4)
     if shape.plateau is not None:
         numbers["flat_from"] = table.factor.at(series.points[shape.plateau][0])
-        numbers["spread_where_flat"] = round(shape.spread, 4)
-    cells = tuple(cell.name for _, cell in series.points)
-    tail = any(is_tail(metric) for metric in metrics)
+        numbers["spread_where_flat"] = round(max(spread(seen.values[shape.plateau :]) for seen in group), 4)
+    cells = tuple(cell.name for cell in group[0].cells)
+    tail = any(is_tail(seen.metric) for seen in group)
     return Finding(identity, topic, claim, numbers, cells, _caveats(table, cells, tail=tail))
 
 
-def _caveats(table: Table, names: Sequence[str], *, tail: bool = False) -> tuple[str, ...]:
+def _caveats(table: Table, cells: Sequence[str], *, tail: bool = False) -> tuple[str, ...]:
     """What weakens a comparison of these cells: single runs, and settings that moved with the factor."""
-    cells = [cell for cell in table.cells if cell.name in names]
+    compared = [cell for cell in table.cells if cell.name in cells]
     caveats: list[str] = []
-    if any(len(cell.runs) < 2 for cell in cells):
+    if any(len(cell.runs) < 2 for cell in compared):
         tails = f" ({percent(ONE_RUN_TAIL_ALLOWANCE)} in a p99)" if tail else ""
         caveats.append(f"One run a cell: differences up to {percent(ONE_RUN_ALLOWANCE)}{tails} count as noise.")
     moved: dict[str, list[str]] = {}
-    for cell in cells:
+    for cell in compared:
         for key, (_, used) in cell.substituted.items():
             moved.setdefault(key, []).append(f"{used} in {cell.name}")
     caveats += [f"Another setting moved with the factor: {key} is {listed(where)}." for key, where in moved.items()]

@@ -50,8 +50,9 @@ def one_run_allowance(metric: str) -> float:
 def allowance(metric: str, cells: Sequence[Cell]) -> float:
     """Relative difference between two of these cells below which they are ties.
 
-    With at least two runs in every cell: the least significant difference from the pooled spread between repeats
-    (t distribution, 95 %), but never below REPEATED_FLOOR.  Otherwise the stated allowance for single runs.
+    With at least two runs in every cell: Tukey's honestly significant difference from the pooled spread between
+    repeats (the largest of all the pairs stays below it in 95 % of studies without any effect), but never below
+    REPEATED_FLOOR.  Otherwise the stated allowance for single runs.
     """
     samples = [sample(cell, metric) for cell in cells]
     if not samples or min(map(len, samples)) < 2:
@@ -65,11 +66,14 @@ def allowance(metric: str, cells: Sequence[Cell]) -> float:
     )
     freedom = sum(len(values) - 1 for values in samples)
     spread = math.sqrt(squares / freedom)
-    return max(REPEATED_FLOOR, _t(freedom) * spread * math.sqrt(2 / min(map(len, samples))))
+    return max(REPEATED_FLOOR, _range(len(cells), freedom) * spread / math.sqrt(min(map(len, samples))))
 
 
-def ratio(metric: str, a: Cell, b: Cell) -> Ratio | None:
-    """b over a for one metric; None when either lacks it or is zero.  Works on logarithms, so a/b mirrors b/a."""
+def ratio(metric: str, a: Cell, b: Cell, comparisons: int = 1) -> Ratio | None:
+    """b over a for one metric; None when either lacks it or is zero.  Works on logarithms, so a/b mirrors b/a.
+
+    `comparisons` is how many such ratios one claim looks at: the interval of each widens with it (Bonferroni).
+    """
     left, right = sample(a, metric), sample(b, metric)
     if not left or not right or min(*left, *right) <= 0:
         return None
@@ -81,14 +85,14 @@ def ratio(metric: str, a: Cell, b: Cell) -> Ratio | None:
     if len(pairs) >= 2:
         logs = [math.log(y / x) for x, y in pairs]
         centre, variance = _moments(logs)
-        half = _t(len(logs) - 1) * math.sqrt(variance / len(logs))
+        half = _t(len(logs) - 1, comparisons) * math.sqrt(variance / len(logs))
         return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), "paired repeats")
     (m1, v1), (m2, v2) = _moments([math.log(x) for x in left]), _moments([math.log(y) for y in right])
     e1, e2 = v1 / len(left), v2 / len(right)
     error = e1 + e2
     # Welch-Satterthwaite; without any spread the interval is a point and its degrees do not matter
     freedom = error**2 / (e1**2 / (len(left) - 1) + e2**2 / (len(right) - 1)) if error > 0 else 1.0
-    half = _t(freedom) * math.sqrt(error)
+    half = _t(freedom, comparisons) * math.sqrt(error)
     return Ratio(math.exp(m2 - m1), math.exp(m2 - m1 - half), math.exp(m2 - m1 + half), "repeats")
 
 
@@ -109,7 +113,13 @@ def _moments(values: Sequence[float]) -> tuple[float, float]:
     return centre, sum((value - centre) ** 2 for value in values) / (len(values) - 1)
 
 
-def _t(freedom: float) -> float:
+def _t(freedom: float, comparisons: int) -> float:
     from scipy.stats import t  # a slow import, and most studies are read without it
 
-    return float(t.ppf(0.5 + CONFIDENCE / 2, freedom))
+    return float(t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), freedom))
+
+
+def _range(groups: int, freedom: int) -> float:
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(CONFIDENCE, max(groups, 2), freedom))

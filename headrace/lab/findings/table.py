@@ -17,6 +17,10 @@ CHUNKED = "enable_chunked_prefill"
 # Two workloads are the same when their prompts agree this closely: a tokenizer or a chat template may shift the
 # count by a token a request, another data set shifts it by far more.
 SAME_WORKLOAD = 0.02
+# How much was asked of the server, and how: another value is another experiment, not another setting.
+_LOAD = ("request_rate", "burstiness", "max_concurrency")
+# What was asked, and of which model.
+_WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
 # Settings that describe a run or its reading, not the configuration that is compared.
 _ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", "policy"}
 
@@ -75,8 +79,13 @@ class Table:
     series: tuple[Series, ...]  # the longest first
 
     @property
-    def single_run(self) -> bool:
-        return any(len(cell.runs) < 2 for cell in self.cells)
+    def same_load(self) -> tuple[Cell, ...]:
+        """The largest group of cells that were asked for the same: only these can be ranked by their settings."""
+        loads = Counter(_load(cell) for cell in self.cells)
+        if not loads:
+            return ()
+        usual = loads.most_common(1)[0][0]
+        return tuple(cell for cell in self.cells if _load(cell) == usual)
 
 
 def build(study: Study) -> Table:
@@ -142,7 +151,7 @@ def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str],
     workloads = Counter(_workload(cell, measured) for cell in measured)
     usual = workloads.most_common(1)[0][0] if workloads else None
     cells = [cell for cell in measured if _workload(cell, measured) == usual]
-    left_out += [(cell, "another workload: other requests, or other prompts") for cell in measured if cell not in cells]
+    left_out += [(cell, "another workload or another model") for cell in measured if cell not in cells]
     return tuple(cells), tuple(left_out)
 
 
@@ -154,9 +163,14 @@ def _unserved(cell: Cell) -> str:
 def _workload(cell: Cell, cells: Sequence[Cell]) -> int:
     """Index of the first cell with the same workload: a name for the group."""
     for index, other in enumerate(cells):
-        if all(_alike(mean(cell, key), mean(other, key)) for key in ("completed", "total_input_tokens")):
+        same = all(cell.settings.get(key) == other.settings.get(key) for key in _WORKLOAD)
+        if same and all(_alike(mean(cell, key), mean(other, key)) for key in ("completed", "total_input_tokens")):
             return index
     return len(cells)
+
+
+def _load(cell: Cell) -> tuple[str, ...]:
+    return tuple(repr(cell.settings.get(key)) for key in _LOAD)
 
 
 def _alike(one: float | None, other: float | None) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANCE
 from headrace.lab.findings.table import FACTORS, Table, mean, varying
-from headrace.lab.findings.words import listed, number, percent, plural
+from headrace.lab.findings.words import listed, names, number, percent, plural
 from headrace.lab.records.foreign import shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json
 
@@ -24,12 +24,15 @@ def left_out(table: Table) -> list[Finding]:
         found.append(_short_cells(table, [cell for cell, _ in short]))
     others = [(cell, why) for cell, why in ran if _served(cell) is None]
     if others:
-        text = "; ".join(f"{cell.name}: {why}" for cell, why in others)
+        by_reason: dict[str, list[str]] = {}
+        for cell, why in others:
+            by_reason.setdefault(why.rstrip("."), []).append(cell.name)
+        text = "; ".join(f"{names(cells)} ({why})" for why, cells in by_reason.items())
         found.append(
             Finding(
                 "comparability.left-out",
                 "comparability",
-                f"{plural(len(others), 'cell')} left out of all comparisons. {text}.",
+                f"{plural(len(others), 'cell')} left out of all comparisons: {text}.",
                 {},
                 tuple(cell.name for cell, _ in others),
             )
@@ -46,8 +49,7 @@ def not_measured(table: Table) -> list[Finding]:
         for cell in illegal:
             by_rule.setdefault(cell.rule or "no rule named", []).append(cell)
         parts = [
-            f"{rule}: {listed([cell.name for cell in cells])} ({(cells[0].reason or 'no reason recorded').rstrip('.')})"
-            for rule, cells in by_rule.items()
+            f"{rule}: {names([cell.name for cell in cells])} ({_example(cells)})" for rule, cells in by_rule.items()
         ]
         numbers: dict[str, Json] = {rule: [cell.name for cell in cells] for rule, cells in by_rule.items()}
         claim = (
@@ -60,7 +62,7 @@ def not_measured(table: Table) -> list[Finding]:
         cells = [cell for cell in table.study.cells if cell.status is status and not cell.runs]
         if cells:
             reasons = [f"{cell.name} ({cell.reason.rstrip('.')})" if cell.reason else cell.name for cell in cells]
-            claim = f"{plural(len(cells), 'cell')} {text}: {listed(reasons)}."
+            claim = f"{plural(len(cells), 'cell')} {text}: {names(reasons)}."
             found.append(
                 Finding(f"comparability.{status.value}", "comparability", claim, {}, tuple(c.name for c in cells))
             )
@@ -73,15 +75,16 @@ def caveats(table: Table) -> list[Finding]:
 
 
 def _short_cells(table: Table, cells: Sequence[Cell]) -> Finding:
-    parts: list[str] = []
     numbers: dict[str, Json] = {}
+    refused: list[str] = []
     for cell in cells:
         served, asked = _served(cell) or (0, 0)
         numbers[cell.name] = {"served": served, "asked": asked, "refused": asked - served, "rule": cell.rule}
-        parts.append(f"{asked - served} of {asked} requests failed in {cell.name}")
-    claim = f"{sentence_list(cells)} not comparable: {listed(parts)}"
+        refused.append(f"{asked - served} of {asked}")
+    verb, they = ("is", "It is") if len(cells) == 1 else ("are", "They are")
+    claim = f"{names([cell.name for cell in cells])} {verb} not comparable: {names(refused)} requests failed"
     if all(cell.rule == "R13" for cell in cells):
-        limits = listed([str(cell.settings.get("max_model_len")) for cell in cells])
+        limits = names([str(cell.settings.get("max_model_len")) for cell in cells])
         claim += (
             f", because max_model_len ({limits}) refuses every request whose prompt and output together are longer "
             "(R13)"
@@ -89,17 +92,17 @@ def _short_cells(table: Table, cells: Sequence[Cell]) -> Finding:
         usual = _tokens_per_request(table.cells)
         served_tokens = [value for cell in cells if (value := _tokens_per_request([cell])) is not None]
         if usual is not None and served_tokens:
-            sizes = listed([number(value) for value in served_tokens])
+            sizes = names([number(value) for value in served_tokens])
             claim += f"; what was served is a shorter workload ({sizes} tokens a request against {number(usual)})"
-    else:
-        reasons = dict.fromkeys(cell.reason.rstrip(".") for cell in cells if cell.reason)
-        claim += f" ({'; '.join(reasons)})" if reasons else ""
-    claim += ". They are left out of all comparisons." if len(cells) > 1 else ". It is left out of all comparisons."
+    elif cells[0].reason:
+        claim += f" ({_example(cells)})"
+    claim += f". {they} left out of all comparisons."
     return Finding("comparability.degraded", "comparability", claim, numbers, tuple(cell.name for cell in cells))
 
 
-def sentence_list(cells: Sequence[Cell]) -> str:
-    return f"{listed([cell.name for cell in cells])} {'is' if len(cells) == 1 else 'are'}"
+def _example(cells: Sequence[Cell]) -> str:
+    reason = (cells[0].reason or "no reason recorded").rstrip(".")
+    return reason if len(cells) == 1 else f"for example {cells[0].name}: {reason}"
 
 
 def _tokens_per_request(cells: Sequence[Cell]) -> float | None:
@@ -123,7 +126,9 @@ def _single_run(table: Table) -> list[Finding]:
     if not single:
         return []
     which = (
-        "One run a cell" if len(single) == len(table.cells) else f"One run only in {listed([c.name for c in single])}"
+        "One run a cell"
+        if len(single) == len(table.cells)
+        else f"One run only in {names([cell.name for cell in single])}"
     )
     claim = (
         f"{which}: differences of a few per cent cannot be told from noise. Means and medians within "
@@ -145,13 +150,15 @@ def _confounders(table: Table) -> list[Finding]:
     if table.factor is None:
         return []
     meant = {table.factor.key, "enable_chunked_prefill"}
-    # all cells with a run: a setting that differs only in a cell left out still explains why it was left out
-    cells = [cell for cell in table.study.cells if cell.runs]
+    # a setting that differs only in a degraded cell still explains why that cell was left out
+    degraded = [cell for cell, _ in table.left_out if cell.status is CellStatus.DEGRADED]
+    cells = [*table.cells, *degraded]
     moved = {
         key: sorted({repr(cell.settings.get(key)) for cell in cells if key in cell.settings}, key=_numeric)
         for key in varying(cells)
         if key not in meant and (any(key in cell.substituted for cell in cells) or _follows(table, key))
     }
+    moved = {key: values for key, values in moved.items() if len(values) > 1}
     if not moved:
         return []
     parts = [f"{key} ({', '.join(values)})" for key, values in moved.items()]
@@ -185,7 +192,7 @@ def _profiler(table: Table) -> list[Finding]:
     where = (
         "in every run"
         if len(profiled) == len(runs)
-        else f"in {listed(list(dict.fromkeys(c.name for c, _ in profiled)))}"
+        else f"in {names(list(dict.fromkeys(c.name for c, _ in profiled)))}"
     )
     claim = f"A torch profiler was on {where}: absolute times are pessimistic, by how much is unknown."
     clocks = [

@@ -63,6 +63,13 @@ def times(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
+def names(items: Sequence[str], limit: int = 6) -> str:
+    """Names in a sentence; a long list is cut, and says by how much."""
+    if len(items) <= limit:
+        return listed(items)
+    return f"{', '.join(items[: limit - 1])} and {len(items) - limit + 1} others"
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 

@@ -68,8 +68,8 @@ def test_nothing_is_implied_for_a_client_of_today() -> None:
 def test_the_clients_argument_dump_is_exact() -> None:
     found = settings(
         "Namespace(subparser='bench', dispatch_function=<function C.cmd at 0x7a>, num_prompts=200, "
-        "dataset_name='random', random_input_len=1024, random_output_len=256, backend='openai', max_concurrency=None, model='m/x',"
-        " request_rate=inf, seed=7, profile=False)"
+        "dataset_name='random', random_input_len=1024, random_output_len=256, backend='openai', max_concurrency=None, "
+        "model='m/x', request_rate=inf, seed=7, profile=False)"
     )
     assert found == {
         "num_prompts": 200,

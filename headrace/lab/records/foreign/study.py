@@ -84,6 +84,8 @@ def _group(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     for run in runs:
         alike = groups.setdefault(_identity(run), [])
         for group in alike:
+            if any(run.metrics == other.metrics for other in group):
+                break  # the same run in two files (a sweep's run and its summary): no second measurement
             if _same_workload(group[0], run):
                 group.append(run)
                 break
