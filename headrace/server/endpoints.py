@@ -136,8 +136,8 @@ class EventStream(Response):
         except Disconnected:
             pass
         except TimeoutError:
+            # Returning without the last message makes uvicorn close the connection.
             logger.info("A client did not read its stream for %.0f s; its request was aborted", SEND_STALL_S)
-            raise
         finally:
             await self._running.close()
 

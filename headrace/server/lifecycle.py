@@ -53,7 +53,8 @@ def bind(host: str, port: int) -> socket.socket:
         return listener
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LaunchError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port", kind="port") from None
+        message = f"cannot listen on {host}:{port}: {reason}; choose another --host or --port"
+        raise LaunchError(message, kind="port") from None
 
 
 class _Server(uvicorn.Server):

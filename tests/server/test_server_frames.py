@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
+import pytest
 from fake_engine import ANSWER, TOKENIZER, ScriptedEngine
 from server_harness import events, in_loop, serving
 
-from headrace.server import sse
+from headrace.server import endpoints, sse
+from headrace.server.app import create_app
+from headrace.server.options import ServerOptions
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
@@ -97,3 +101,25 @@ def test_characters_that_split_lines_elsewhere_are_escaped() -> None:
     assert frame.startswith(b"data: ") and frame.endswith(b"\n\n")
     assert len(frame.decode().strip().splitlines()) == 1
     assert json.loads(frame[6:]) == {"text": text}
+
+
+@in_loop
+async def test_a_client_that_stops_reading_is_cut_and_its_blocks_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "SEND_STALL_S", 0.01)
+    engine = ScriptedEngine()
+    body = json.dumps({"prompt": "Hi", "stream": True, "max_tokens": 50}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": headers}
+    incoming: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    written = 0
+
+    async def send(message: dict[str, object]) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:  # the client's buffers are full from here on
+            await asyncio.Event().wait()
+
+    await create_app(engine, ServerOptions())(scope, incoming.get, send)
+    assert written == 4
+    assert engine.stats().kv_blocks_free == engine.stats().kv_blocks_total

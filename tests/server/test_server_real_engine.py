@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,3 +209,32 @@ async def test_the_engines_own_queue_limit_is_a_429(model_directory: Path) -> No
         for call in calls:
             call.cancel()
         await settled(engine)
+
+
+def test_headrace_serve_drains_at_sigterm(model_directory: Path) -> None:
+    """The command itself, as a user starts it: ready line, stream, SIGTERM in the middle, a complete answer, exit 0."""
+    command = ["-m", "headrace.cli.main", "serve", str(model_directory), "--served-model-name", MODEL]
+    flags = ["--load-format", "dummy", "--max-model-len", "2048", "--port", "0", "--num-threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, *command, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=30)
+            stream = client.completions.create(
+                model=MODEL, prompt="Water", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+            )
+            chunks = iter(stream)
+            next(chunks)
+            process.send_signal(signal.SIGTERM)
+            *_, last = chunks
+            assert last.choices[0].finish_reason == "length"
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
