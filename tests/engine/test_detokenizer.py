@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text() -> None:
 
 def split(text: str, cuts: Sequence[int]) -> list[str]:
     borders = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(borders)]
 
 
 def truth(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
