@@ -60,7 +60,7 @@ def label(text: str, limit: int = 400) -> str:
 
 def hover(lines: Sequence[str]) -> str:
     """Lines of a hover text, wrapped before they are escaped so that no entity is cut."""
-    wrapped = [part for line in lines for part in textwrap.wrap(plain(line, 400), 56) or [""]]
+    wrapped = [part for line in lines for part in textwrap.wrap(plain(line, 400), 44) or [""]]
     return "<br>".join(label(part) for part in wrapped)
 
 
@@ -178,7 +178,12 @@ def _layout(panel: Panel) -> dict[str, Any]:
         "font": {"family": FONT, "size": 12, "color": INK},
         "showlegend": False,
         "hovermode": "closest",
-        "hoverlabel": {"align": "left", "bgcolor": PAPER, "bordercolor": MUTED, "font": {"size": 12, "color": INK}},
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": PAPER,
+            "bordercolor": MUTED,
+            "font": {"family": FONT, "size": 12, "color": INK},
+        },
         "xaxis": x,
         "yaxis": y,
     }

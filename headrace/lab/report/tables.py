@@ -35,7 +35,7 @@ def _result_row(cell: CellView, columns: Iterable[Metric]) -> str:
         if value is None:
             values.append('<td class="num" data-v="">–</td>')
             continue
-        spread = "" if value.n == 1 else f"<small>{figure(value.low)} to {figure(value.high)}</small>"
+        spread = "" if value.low == value.high else f"<small>{figure(value.low)} to {figure(value.high)}</small>"
         values.append(
             f'<td class="num" data-v="{value.mean!r}" title="{value.mean!r}">{figure(value.mean)}{spread}</td>'
         )

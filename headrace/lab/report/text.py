@@ -44,7 +44,7 @@ def figure(value: float) -> str:
         return f"{value:.1f}"
     if size >= 10:
         return f"{value:.2f}"
-    return f"{value:.3g}"
+    return f"{value:.2f}" if size >= 1 else f"{value:.3g}"
 
 
 def with_unit(value: float, unit: str) -> str:

@@ -150,6 +150,14 @@ def _hostile(payloads: tuple[str, ...]) -> Study:
     return study(*cells, name=payloads[0], title=payloads[0], **{text: {text: text} for text in payloads})
 
 
+def test_hover_texts_can_be_read(browser: Chromium, tmp_path: Path) -> None:
+    show(browser, tmp_path, campaign())
+    browser.evaluate("Plotly.Fx.hover('s0-duration-duration', [{ curveNumber: 0, pointNumber: 0 }])")
+    line = "document.querySelector('#s0-duration-duration .hovertext tspan.line')"
+    assert browser.evaluate(f"{line}.textContent") == "on-128"
+    assert browser.evaluate(f"getComputedStyle({line}).fill") == "rgb(29, 36, 48)"
+
+
 def test_charts_without_a_budget_name_cells_as_text(browser: Chromium, tmp_path: Path) -> None:
     names = ("<b>x</b>", "<a href=y>", "&lt;i&gt;")
     cells = [Cell(name, {}, runs=(RunResult(name, {}, {"duration": 3.0 + n}),)) for n, name in enumerate(names)]

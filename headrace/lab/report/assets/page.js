@@ -100,7 +100,6 @@ function sortable(table) {
 }
 
 document.querySelectorAll("table.sortable").forEach(sortable);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((item) => { item.open = true; }));
 drawCharts().then(
   () => { root.dataset.state = "drawn"; },
   (error) => { root.dataset.state = "not drawn"; root.dataset.error = String(error); }, // the still charts remain
