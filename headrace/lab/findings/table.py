@@ -17,12 +17,14 @@ CHUNKED = "enable_chunked_prefill"
 # Two workloads are the same when their prompts agree this closely: a tokenizer or a chat template may shift the
 # count by a token a request, another data set shifts it by far more.
 SAME_WORKLOAD = 0.02
+# No time in ms, count or rate of a serving benchmark lies outside; what does is a damaged file, and must not overflow.
+_SMALLEST, _LARGEST = 1e-9, 1e15
 # How much was asked of the server, and how: another value is another experiment, not another setting.
 _LOAD = ("request_rate", "burstiness", "max_concurrency")
 # What was asked, and of which model.
 _WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
 # Settings that describe a run or its reading, not the configuration that is compared.
-_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", "policy"}
+_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,10 @@ def build(study: Study) -> Table:
 
 
 def sample(cell: Cell, metric: str) -> tuple[float, ...]:
-    """The metric's finite, non-negative value in each run that has it."""
+    """The metric's finite, non-negative value in each run that has it; what is too small to be measured is zero."""
     values = [run.metrics.get(metric) for run in cell.runs]
-    return tuple(float(value) for value in values if value is not None and math.isfinite(value) and value >= 0)
+    usable = [float(value) for value in values if value is not None and 0 <= value <= _LARGEST]
+    return tuple(value if value >= _SMALLEST else 0.0 for value in usable)
 
 
 def mean(cell: Cell, metric: str) -> float | None:
@@ -118,7 +121,14 @@ def means(cells: Iterable[Cell], metric: str) -> list[float] | None:
 def varying(cells: Sequence[Cell]) -> list[str]:
     """Settings whose value is not the same in all the cells."""
     keys = dict.fromkeys(key for cell in cells for key in cell.settings if key not in _ASIDE)
-    return [key for key in keys if len({repr(cell.settings.get(key)) for cell in cells}) > 1]
+    return [key for key in keys if len({repr(_setting(cell, key)) for cell in cells}) > 1]
+
+
+def _setting(cell: Cell, key: str) -> Json:
+    """A setting's value; of the policy only the scheduler's generation, since the rest of its name says whether
+    chunked prefill is on, which is a setting of its own."""
+    value = cell.settings.get(key)
+    return value.partition("-")[0] if key == "policy" and isinstance(value, str) else value
 
 
 def describe(cell: Cell, factor: Factor | None) -> str:
@@ -179,15 +189,19 @@ def _alike(one: float | None, other: float | None) -> bool:
 
 def _series(cells: Sequence[Cell], factor: Factor) -> tuple[Series, ...]:
     substituted = {key for cell in cells for key in cell.substituted}
-    apart = [key for key in varying(cells) if key != factor.key and key not in substituted]
+    apart = [
+        key
+        for key in varying(cells)
+        if key == CHUNKED or (key != factor.key and key not in substituted and not _follows(cells, factor, key))
+    ]
     groups: dict[tuple[str, ...], list[tuple[float, Cell]]] = {}
     for cell in cells:
         x = factor.value(cell)
         if x is not None:
-            groups.setdefault(tuple(repr(cell.settings.get(key)) for key in apart), []).append((x, cell))
+            groups.setdefault(tuple(repr(_setting(cell, key)) for key in apart), []).append((x, cell))
     series = []
     for points in groups.values():
-        settings = {key: points[0][1].settings.get(key) for key in apart}
+        settings = {key: _setting(points[0][1], key) for key in apart}
         chunked = points[0][1].settings.get(CHUNKED)
         if isinstance(chunked, bool):
             settings[CHUNKED] = chunked
@@ -195,6 +209,15 @@ def _series(cells: Sequence[Cell], factor: Factor) -> tuple[Series, ...]:
         unique = dict(sorted(points, key=lambda point: (point[0], point[1].status is CellStatus.OK)))
         series.append(Series(_label(settings, apart), settings, tuple(unique.items())))
     return tuple(sorted(series, key=lambda one: (-len(one.points), one.chunked is not True)))
+
+
+def _follows(cells: Sequence[Cell], factor: Factor, key: str) -> bool:
+    """The setting has one value at each value of the factor, with and without chunked prefill: it moved with the
+    factor (a confounder, told as a caveat), and is not a second factor that would split the series."""
+    values: dict[tuple[Json, float | None], set[str]] = {}
+    for cell in cells:
+        values.setdefault((cell.settings.get(CHUNKED), factor.value(cell)), set()).add(repr(_setting(cell, key)))
+    return all(len(found) == 1 for found in values.values())
 
 
 def _label(settings: dict[str, Json], apart: Sequence[str]) -> str:

@@ -156,7 +156,7 @@ def _confounders(table: Table) -> list[Finding]:
     moved = {
         key: sorted({repr(cell.settings.get(key)) for cell in cells if key in cell.settings}, key=_numeric)
         for key in varying(cells)
-        if key not in meant and (any(key in cell.substituted for cell in cells) or _follows(table, key))
+        if key not in meant and (any(key in cell.substituted for cell in cells) or _is_ordered(key))
     }
     moved = {key: values for key, values in moved.items() if len(values) > 1}
     if not moved:
@@ -172,8 +172,7 @@ def _confounders(table: Table) -> list[Finding]:
     ]
 
 
-def _follows(table: Table, key: str) -> bool:
-    """The setting is another ordered factor that takes several values within one series."""
+def _is_ordered(key: str) -> bool:
     return key in {factor.key for factor in FACTORS} | {"max_model_len"}
 
 

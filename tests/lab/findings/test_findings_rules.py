@@ -92,6 +92,33 @@ def test_a_shorter_tail_without_chunking_is_told_without_the_cause_of_a_longer_o
     assert "stall" not in claim
 
 
+def test_two_generations_of_the_scheduler_are_two_series() -> None:
+    def generation(name: str, duration: float, on: bool) -> list[Cell]:
+        policy = {"v0": ("v0", "v0-chunked"), "v1": ("v1-whole", "v1")}[name][on]
+        return [
+            replace(cell(budget, metrics(duration), on=on, policy=policy), name=f"{name}-{on}-{budget}")
+            for budget in (64, 128, 256)
+        ]
+
+    found = findings(
+        study(*(one for name in ("v0", "v1") for on in (True, False) for one in generation(name, 100.0, on)))
+    )
+    assert found["budget-threshold.flat"].cells == ("v0-True-64", "v0-True-128", "v0-True-256")
+    assert set(found["chunking.outcome"].cells) == {f"v0-{on}-{b}" for on in (True, False) for b in (64, 128, 256)}
+    assert set(found["chunking.outcome.2"].cells) == {f"v1-{on}-{b}" for on in (True, False) for b in (64, 128, 256)}
+
+
+def test_a_setting_that_moves_with_the_budget_is_a_caveat_and_no_second_factor() -> None:
+    world = study(
+        *(cell(budget, metrics(), max_model_len=4096) for budget in (64, 128, 256)),
+        *(cell(budget, metrics(), on=False, max_model_len=budget) for budget in (64, 128, 256)),
+    )
+    found = findings(world)
+    assert found["budget-threshold.flat"].cells == ("on-64", "on-128", "on-256")
+    assert len(found["chunking.outcome"].cells) == 6
+    assert found["caveat.confounded"].claim.startswith("max_model_len (64, 128, 256, 4096) varied together")
+
+
 def test_illegal_cells_are_one_finding_with_rule_and_reason() -> None:
     world = study(
         *(cell(budget, metrics()) for budget in (64, 128, 256)),

@@ -26,6 +26,12 @@ def test_runs_alike_are_repeats_of_one_cell() -> None:
     assert [(cell.name, len(cell.runs)) for cell in study.cells] == [("on-256", 2), ("on-512", 1)]
 
 
+def test_one_run_in_two_files_is_counted_once() -> None:
+    study = study_from_runs([budget(256, source="run=0.json"), budget(256, source="summary.json#1")], "s", "S")
+    (only,) = study.cells[0].runs
+    assert only.warnings == ("the same figures stand in summary.json#1: counted once",)
+
+
 def test_other_prompts_are_no_repeat() -> None:
     study = study_from_runs([run("a.json", tokens=1000), run("b.json", tokens=5000)], "s", "S")
     assert [cell.name for cell in study.cells] == ["a.json", "b.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
@@ -84,14 +85,24 @@ def _group(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     for run in runs:
         alike = groups.setdefault(_identity(run), [])
         for group in alike:
-            if any(run.metrics == other.metrics for other in group):
-                break  # the same run in two files (a sweep's run and its summary): no second measurement
+            copied = next((index for index, other in enumerate(group) if _is_copy(run, other)), None)
+            if copied is not None:
+                note = f"the same figures stand in {run.source}: counted once"
+                group[copied] = replace(group[copied], warnings=(*group[copied].warnings, note))
+                break
             if _same_workload(group[0], run):
                 group.append(run)
                 break
         else:
             alike.append([run])
     return [group for alike in groups.values() for group in alike]
+
+
+def _is_copy(run: RunResult, other: RunResult) -> bool:
+    """The same run in two files, such as a sweep's run and its summary: no second measurement."""
+    return run.metrics == other.metrics and all(
+        run.settings.get(key) == other.settings.get(key) for key in ("repeat", "date")
+    )
 
 
 def _same_workload(one: RunResult, other: RunResult) -> bool:
