@@ -171,6 +171,8 @@ def _check_chunks(scheduler: Scheduler, batch: Batch, before: Mapping[Sequence, 
                 _fail(f"{sequence} is served from {start}, which is not where it stood")
         if sequence in batch.admitted and start % size and not is_full_hit:
             _fail(f"{sequence} begins at {start}, inside a block")
+        if config.policy in ("v0", "v1-whole") and not samples and length != config.long_prefill_token_threshold:
+            _fail(f"{sequence} is cut at {end}, although prompts are computed whole")
 
 
 def _check_changes(scheduler: Scheduler, batch: Batch) -> None:
@@ -201,9 +203,11 @@ def _check_changes(scheduler: Scheduler, batch: Batch) -> None:
 def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
     """Who could be served is served, in the policy's order; who could be admitted is admitted."""
     config, state = scheduler.config, scheduler.state
+    served = {chunk.sequence for chunk in batch.chunks}
+    if config.policy.startswith("v1") and any(sequence not in served for sequence in state.running[: len(served)]):
+        _fail("V1 served somebody before an earlier one in its list")
     if batch.preempted:
         return  # blocks were short; who goes without is the policy's matter
-    served = {chunk.sequence for chunk in batch.chunks}
     left = config.max_num_batched_tokens - batch.num_tokens
     if not config.policy.startswith("v1") and config.enable_prefix_caching and config.policy != "v0":
         left -= left % config.block_size
@@ -211,8 +215,6 @@ def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
     stalled = config.policy == "v0" and bool(batch.admitted)
     if idle and left > 0 and not stalled:
         _fail(f"{idle[0]} got nothing although {left} tokens were left")
-    if config.policy.startswith("v1") and any(sequence not in served for sequence in state.running[: len(served)]):
-        _fail("V1 served somebody before an earlier one in its list")
     if not len(state.waiting) or left <= 0 or len(state.running) >= config.max_num_seqs:
         return
     head, blocks = state.waiting.head(), state.blocks

@@ -73,7 +73,10 @@ class World:
         self.scheduler = core.scheduler.Scheduler(self.config)
         self.kv = [[POISON] * self.config.block_size for _ in range(self.config.num_blocks)]
         self.clients: dict[str, Client] = {}
-        self.refused = self.admissions = self.hits = self.queries = self.preemptions = 0
+        self.meaning: dict[Any, list[int]] = {}  # what a block that is found by this key must hold
+        self.refused = self.preemptions = 0
+        # Tokens looked up and found, at first admissions and after preemptions.
+        self.queries, self.hits = [0, 0], [0, 0]
         self.silent_steps = 0
 
     def arrive(self, prompt: list[int], *, priority: int = 0, salt: str = "", **params: Any) -> bool:
@@ -143,6 +146,7 @@ class World:
         tokens, tainted = self._compute(batch, failed)
         events = scheduler.commit(batch, self.core.batch.StepResult(tokens, failed))
         self._check()
+        self._check_findable(batch)
         self._receive(events, failed, tainted, {sequence.request_id for sequence in batch.dropped})
 
     def drain(self) -> None:
@@ -155,20 +159,35 @@ class World:
         if blocks.num_free != self.config.num_blocks or self.scheduler.num_running or self.scheduler.num_waiting:
             raise BrokenPromise(f"{self.config.num_blocks - blocks.num_free} blocks are not given back")
         counters = self.scheduler.counters
-        counted = (counters.prefix_queries + counters.preempted_queries, counters.prefix_hits + counters.preempted_hits)
-        if self.config.enable_prefix_caching and counted != (self.queries, self.hits):
-            raise BrokenPromise(f"prefix cache counted {counted}, was {(self.queries, self.hits)}")
+        queries = [counters.prefix_queries, counters.preempted_queries]
+        hits = [counters.prefix_hits, counters.preempted_hits]
+        if self.config.enable_prefix_caching and (queries != self.queries or hits != self.hits):
+            raise BrokenPromise(f"counted {hits} hits of {queries}, were {self.hits} of {self.queries}")
         if counters.preemptions != self.preemptions + counters.restarts:
             raise BrokenPromise(f"{self.preemptions} preemptions, counted {counters.preemptions}")
 
     def _check(self) -> None:
         self.core.invariants.check(self.scheduler)
 
+    def _check_findable(self, batch: Any) -> None:
+        """Whoever may be found in the prefix cache holds exactly what its key says."""
+        size = self.config.block_size
+        for chunk in batch.chunks:
+            hashes = self.clients[chunk.sequence.request_id].hashes
+            for index, key in enumerate(chunk.sequence.block_keys):
+                content = hashes[index * size : (index + 1) * size]
+                if self.meaning.setdefault(key, content) != content:
+                    raise BrokenPromise(f"two different prefixes have the key {key}")
+        for block, key in enumerate(self.scheduler.blocks._keys):
+            if key is not None and self.kv[block] != self.meaning[key]:
+                raise BrokenPromise(f"block {block} is findable and holds something else")
+
     def _count(self, batch: Any) -> None:
         starts = {chunk.sequence: chunk.start for chunk in batch.chunks}
         for sequence in batch.admitted:
-            self.queries += sequence.num_tokens
-            self.hits += starts[sequence]
+            again = sequence.num_preemptions > 0
+            self.queries[again] += sequence.num_tokens
+            self.hits[again] += starts[sequence]
         self.preemptions += len(batch.preempted)
 
     def _compute(self, batch: Any, failed: dict[str, str]) -> tuple[tuple[int, ...], set[str]]:
@@ -253,14 +272,17 @@ class World:
 POLICIES = ("v1", "v1-whole", "v0", "v0-chunked")
 
 
-def make_config(draw: Any, policy: str | None = None) -> dict[str, Any]:
-    """A legal configuration with small blocks and few of them: that is what bites.  `draw` picks from a tuple."""
-    policy = policy or draw(POLICIES)
+def make_config(draw: Any, **settings: Any) -> dict[str, Any]:
+    """A legal configuration with small blocks and few of them: that is what bites.
+
+    `draw` picks from a tuple; `settings` are fixed.
+    """
+    policy = settings.get("policy") or draw(POLICIES)
     block_size = draw((1, 2, 4))
     max_model_len = draw((8, 12, 24))
-    num_seqs = draw((1, 2, 3, 8))
+    num_seqs = draw((1, 2, 3, 8, 8))
     budget = draw((num_seqs, num_seqs + 1, num_seqs + 4, 24, 64))
-    caching = draw((True, True, False))
+    caching = settings.get("enable_prefix_caching", draw((True, True, False)))
     if policy == "v1-whole":
         budget = max(budget, max_model_len)
     if policy == "v0-chunked" and caching:
@@ -272,14 +294,14 @@ def make_config(draw: Any, policy: str | None = None) -> dict[str, Any]:
         "max_num_seqs": num_seqs,
         "max_model_len": max_model_len,
         "block_size": block_size,
-        "num_blocks": draw((max(1, fits - 1), fits, fits + 1, fits + 3, 2 * fits, 6 * fits)),
+        "num_blocks": draw((max(1, fits - 1), fits, fits, fits + 1, fits + 3, 2 * fits, 6 * fits)),
         "enable_prefix_caching": caching,
         "long_prefill_token_threshold": draw((0, 0, 2, 5)) if policy.startswith("v1") else 0,
         "scheduling_policy": draw(("fcfs", "fcfs", "priority")),
         "reserve_full": draw((True, False)),
         "watermark": draw((None, None, 0.2)),
         "hash_at": draw((None, "plan", "after_plan", "after_step")),
-    }
+    } | settings
 
 
 def make_prompt(draw: Any, most: int) -> list[int]:
@@ -291,7 +313,7 @@ def make_prompt(draw: Any, most: int) -> list[int]:
 
 
 def make_params(draw: Any) -> dict[str, Any]:
-    max_tokens = draw((1, 1, 2, 5, 9, 30))
+    max_tokens = draw((1, 2, 5, 9, 30, 30))
     return {
         "max_tokens": max_tokens,
         "min_tokens": min(draw((0, 0, 0, 2, 6)), max_tokens),
@@ -300,16 +322,18 @@ def make_params(draw: Any) -> dict[str, Any]:
     }
 
 
-def run_world(seed: int, core: SimpleNamespace = CORE, policy: str | None = None) -> World:
+def run_world(seed: int, core: SimpleNamespace = CORE, **settings: Any) -> World:
     """One seeded life of a world, with the same rules as the state machine: arrive, step, abort, fail, reset."""
     generator = random.Random(seed)
     draw = generator.choice
-    world = World(make_config(draw, policy), core)
+    world = World(make_config(draw, **settings), core)
     salts = draw((("",), ("", "tenant")))
     abort_rate, fail_rate = draw((0.0, 0.05)), draw((0.0, 0.05))
+    # Short prompts run together and then grow out of the pool; long ones are chunked.
+    longest = draw((5, 5, world.config.max_model_len))
     for _ in range(draw((10, 40))):
         for _ in range(draw((0, 0, 1, 2, 6))):
-            prompt = make_prompt(draw, world.config.max_model_len)
+            prompt = make_prompt(draw, longest)
             world.arrive(prompt, priority=draw((0, 1, 2)), salt=draw(salts), **make_params(draw))
         live = world.live()
         if live and generator.random() < abort_rate:
