@@ -60,7 +60,7 @@ def label(text: str, limit: int = 400) -> str:
 
 def hover(lines: Sequence[str]) -> str:
     """Lines of a hover text, wrapped before they are escaped so that no entity is cut."""
-    wrapped = [part for line in lines for part in textwrap.wrap(plain(line, 400), 44) or [""]]
+    wrapped = [part for line in lines for part in textwrap.wrap(plain(line, 400), 44, break_on_hyphens=False) or [""]]
     return "<br>".join(label(part) for part in wrapped)
 
 

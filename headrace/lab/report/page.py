@@ -23,10 +23,10 @@ from typing import Any
 
 from headrace.errors import ConfigError
 from headrace.lab.report import charts, tables
-from headrace.lab.report.data import FindingView, StudyView
 from headrace.lab.report.panels import Dashboard, Panel, dashboards
 from headrace.lab.report.svg import key_symbol, panel_svg
 from headrace.lab.report.text import count, percent, with_unit
+from headrace.lab.report.view import FindingView, StudyView
 
 esc = html.escape
 _TOPICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "step-time": "step time"}

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.lab.records.results import CellStatus
-from headrace.lab.report.data import DASHBOARDS, ROLE_LABELS, CellView, Metric, StudyView
 from headrace.lab.report.text import count, figure, plain
+from headrace.lab.report.view import DASHBOARDS, ROLE_LABELS, CellView, Metric, StudyView
 
 ROLES = ("on", "off", "unset")
 

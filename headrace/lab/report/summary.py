@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from headrace.lab.records.results import CellStatus
-from headrace.lab.report.data import StudyView
 from headrace.lab.report.text import percent, plain, with_unit
+from headrace.lab.report.view import StudyView
 
 MAX_LINES = 30
 _LEVEL_STYLE = {"good": "bold green", "care": "bold yellow", "bad": "bold red"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from headrace.lab.report.data import RESULT_COLUMNS, CellView, Metric, StudyView
 from headrace.lab.report.text import count, figure
+from headrace.lab.report.view import RESULT_COLUMNS, CellView, Metric, StudyView
 
 esc = html.escape
 _ROLE_SHORT = {"on": "on", "off": "off", "unset": "–"}

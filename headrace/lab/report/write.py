@@ -12,9 +12,10 @@ from pathlib import Path
 from headrace.errors import ConfigError
 from headrace.lab.findings.finding import Finding
 from headrace.lab.records.results import Study, study_from_json
-from headrace.lab.report.data import StudyView, as_json, study_view
+from headrace.lab.report.data import as_json, study_view
 from headrace.lab.report.page import page_html
 from headrace.lab.report.panels import dashboards
+from headrace.lab.report.view import StudyView
 
 TWIN_VERSION = 1
 

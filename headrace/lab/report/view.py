@@ -1,0 +1,202 @@
+"""What a page shows, as frozen values: metrics and dashboards, cells, findings, the verdict.  `data.py` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headrace.lab.records.results import CellStatus
+from headrace.lab.report.text import with_unit
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One column: vLLM's JSON key, the words for people, the unit, and which direction is better."""
+
+    key: str
+    label: str
+    short: str
+    unit: str
+    lower_is_better: bool = True
+
+
+def _latency(key: str, name: str) -> tuple[Metric, ...]:
+    return tuple(
+        Metric(f"{stat}_{key}_ms", f"{word} {name}", f"{name} {short}", "ms")
+        for stat, word, short in (
+            ("mean", "Mean", "mean"),
+            ("median", "Median", "median"),
+            ("p99", "99th percentile", "p99"),
+        )
+    )
+
+
+DURATION = Metric("duration", "Benchmark duration", "duration", "s")
+OUTPUT_RATE = Metric("output_throughput", "Output throughput", "output", "tok/s", False)
+TOTAL_RATE = Metric("total_token_throughput", "Total throughput", "total", "tok/s", False)
+TTFT, TPOT, ITL = _latency("ttft", "TTFT"), _latency("tpot", "TPOT"), _latency("itl", "ITL")
+
+# The published campaign's four dashboards: (id, title, what it shows, its panels).
+DASHBOARDS: tuple[tuple[str, str, str, tuple[Metric, ...]], ...] = (
+    (
+        "duration",
+        "Duration and throughput",
+        "How long the whole workload took, and how many tokens a second came out and passed through in all.",
+        (DURATION, OUTPUT_RATE, TOTAL_RATE),
+    ),
+    (
+        "ttft",
+        "TTFT: time to first token",
+        "From sending a request to its first token. Includes the wait in the server's queue.",
+        TTFT,
+    ),
+    (
+        "tpot",
+        "TPOT: time per output token",
+        "One figure a request: generation time after the first token, divided by the tokens after the first.",
+        TPOT,
+    ),
+    (
+        "itl",
+        "ITL: inter-token latency",
+        "One figure a gap: the time between two chunks of the same answer. Stalls of single steps show here.",
+        ITL,
+    ),
+)
+
+RESULT_COLUMNS: tuple[Metric, ...] = (
+    Metric("completed", "Requests completed", "completed", "", False),
+    Metric("failed", "Requests failed", "failed", ""),
+    DURATION,
+    Metric("request_throughput", "Request throughput", "requests", "req/s", False),
+    OUTPUT_RATE,
+    TOTAL_RATE,
+    *TTFT,
+    *TPOT,
+    *ITL,
+)
+
+ROLE_WORDS = {True: ("on", "chunked prefill on"), False: ("off", "chunked prefill off")}
+UNSTATED_ROLE = ("unset", "chunked prefill not stated")
+ROLE_LABELS = {**dict(ROLE_WORDS.values()), UNSTATED_ROLE[0]: UNSTATED_ROLE[1]}
+STATUS_LABELS = {
+    CellStatus.OK: "measured",
+    CellStatus.SUBSTITUTED: "substituted",
+    CellStatus.DEGRADED: "degraded",
+    CellStatus.ILLEGAL: "illegal",
+    CellStatus.FAILED: "failed",
+    CellStatus.PENDING: "not run yet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A metric of one cell: the repeats' values, their mean, and the lowest and highest of them."""
+
+    mean: float
+    low: float
+    high: float
+    runs: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.runs)
+
+    @property
+    def sample_words(self) -> str:
+        """`single run` or `mean of n = 3 runs`."""
+        return "single run" if self.n == 1 else f"mean of n = {self.n} runs"
+
+    def words(self, unit: str) -> str:
+        """`145.9 s, single run` or `145.9 s, mean of n = 3 runs (140.1 s to 151.2 s)`."""
+        spread = f" ({with_unit(self.low, unit)} to {with_unit(self.high, unit)})" if self.n > 1 else ""
+        return f"{with_unit(self.mean, unit)}, {self.sample_words}{spread}"
+
+
+@dataclass(frozen=True, slots=True)
+class CellView:
+    """One cell.  `anchor` is its id in the page.
+
+    comparable   it belongs on the same axis as the others; otherwise `left_out` says why not
+    implied      settings that no flag stated, each with the rule that implies it
+    """
+
+    anchor: str
+    name: str
+    status: CellStatus
+    role: str  # on, off, unset
+    budget: float | None
+    comparable: bool
+    left_out: str
+    rule: str
+    reason: str
+    values: Mapping[str, Value]
+    settings: Mapping[str, str]
+    substituted: str
+    implied: tuple[str, ...]
+    warnings: tuple[str, ...]
+    sources: tuple[str, ...]
+    n_runs: int
+
+    @property
+    def status_label(self) -> str:
+        return STATUS_LABELS[self.status]
+
+
+@dataclass(frozen=True, slots=True)
+class FindingView:
+    """One finding; cells are (name, anchor or None where the study has no such cell)."""
+
+    id: str
+    topic: str
+    claim: str
+    numbers: tuple[tuple[str, str], ...]
+    cells: tuple[tuple[str, str | None], ...]
+    caveats: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """May the cells be compared?  level: good, care or bad."""
+
+    level: str
+    headline: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best comparable cell of one metric, and the cells tied with it: within `share`, the allowance for noise."""
+
+    metric: Metric
+    cell: CellView
+    value: Value
+    tied: tuple[CellView, ...]
+    share: float
+
+    @property
+    def basis(self) -> str:
+        """Where the allowance comes from."""
+        return "single runs" if self.value.n == 1 else "95 %, from repeats"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyView:
+    """Everything the page says about one study, in the order in which it says it."""
+
+    anchor: str
+    name: str
+    title: str
+    kind: str
+    banner: Banner
+    common: tuple[tuple[str, str], ...]
+    varying: tuple[str, ...]
+    cells: tuple[CellView, ...]
+    findings: tuple[FindingView, ...]
+    best: tuple[Best, ...]
+    facts: tuple[tuple[str, str], ...]
+
+    @property
+    def unplanned(self) -> tuple[CellView, ...]:
+        """Cells that did not run as planned or are left out of comparisons, each with its reason."""
+        return tuple(cell for cell in self.cells if cell.status is not CellStatus.OK or cell.left_out)
