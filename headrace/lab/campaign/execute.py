@@ -20,6 +20,7 @@ from headrace.errors import ConfigError, HeadraceError, InvariantError, LaunchEr
 from headrace.lab.campaign import resume
 from headrace.lab.campaign.cells import DEMO_MODEL, PlannedCell, cells
 from headrace.lab.campaign.files import campaign_lock, disk_errors, write_json
+from headrace.lab.campaign.interference import CpuUse
 from headrace.lab.campaign.launchers.classify import broken_rule
 from headrace.lab.campaign.launchers.headrace import HeadraceLauncher, Server
 from headrace.lab.campaign.launchers.process import ProcessIdentity
@@ -222,14 +223,19 @@ class _Campaign:
             resume.note_server(directory, key=task.key, nonce=nonce, server=identity)
 
         server = self.launcher.start(task.cell.flags, log=directory / "server.log", nonce=nonce, started=note)
-        server_facts.update(version=server.version, ready_s=round(server.ready_s, 3), effective=dict(server.effective))
-        self.reporter.measuring(label, server.ready_s)
-        target = self.plan.target
-        try:
+        try:  # from here on, whatever happens, the server is stopped
+            server_facts.update(
+                version=server.version, ready_s=round(server.ready_s, 3), effective=dict(server.effective)
+            )
+            self.reporter.measuring(label, server.ready_s)
+            target = self.plan.target
             server.save_metrics(directory / "metrics-before.txt")
             watch = Watch(server, frozen_after_s=target.frozen_after_s, timeout_s=self.plan.run.timeout_s)
+            before = CpuUse.now(nonce)
             with watch:
                 result, error = self._load(server, label, directory)
+            used = CpuUse.now(nonce).since(before)
+            server_facts.update(cpu_s=round(used.server, 1), foreign_cpu_share=round(used.foreign_share, 3))
             ended = watch.failure()
             if ended is not None:
                 raise ended  # why the server went explains whatever the client saw
@@ -244,8 +250,12 @@ class _Campaign:
                 kind="protocol",
                 log_tail=server.process.log_tail(),
             )
-        source = str(directory.relative_to(self.out))
-        return replace(result, source=source)
+        warning = used.warning()
+        return replace(
+            result,
+            source=str(directory.relative_to(self.out)),
+            warnings=(*result.warnings, *([warning] if warning else [])),
+        )
 
     def _load(self, server: Server, label: str, directory: Path) -> tuple[RunResult, HeadraceError | None]:
         """The client's result, or its error: a dead server may have caused it, so the caller judges."""

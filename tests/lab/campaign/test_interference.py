@@ -1,0 +1,41 @@
+"""A busy neighbour during a run is seen, and said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from headrace.lab.campaign.interference import CpuUse
+
+BURN = """
+import time
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+print("burnt", flush=True)
+input()
+"""
+
+
+def test_others_share_is_what_neither_server_nor_lab_used() -> None:
+    quiet = CpuUse(busy=50, stolen=0, total=100, server=45, lab=5)
+    assert quiet.foreign_share == 0 and quiet.warning() is None
+    loud = CpuUse(busy=90, stolen=5, total=100, server=45, lab=5)
+    assert loud.foreign_share == 0.45
+    assert "other processes used 45% of the machine's processor time" in (loud.warning() or "")
+
+
+def test_the_servers_time_is_known_by_its_nonce() -> None:
+    """The same work, once as our server's and once as a stranger's."""
+    for nonce, ours in (("headrace-test-cpu", True), ("headrace-test-other", False)):
+        environment = {**os.environ, "HEADRACE_LAB_NONCE": nonce}
+        before = CpuUse.now("headrace-test-cpu")
+        command = [sys.executable, "-S", "-c", BURN]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as burner:
+            assert burner.stdout is not None and burner.stdin is not None
+            burner.stdout.readline()
+            used = CpuUse.now("headrace-test-cpu").since(before)
+            burner.communicate(b"\n")
+        assert (used.server >= 0.19) is ours
+        assert used.busy >= 0.19
