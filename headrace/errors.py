@@ -30,7 +30,8 @@ class LaunchError(HeadraceError):
     """The environment's fault: a server that did not start, a port that is taken, a file system that is full.
 
     `log_tail` holds the last lines of the log that prove it (may be empty).
-    `kind` classifies the failure: not_ready, port, oom, crash, frozen, wrong_model, timeout, disk, interrupted.
+    `kind` classifies the failure: not_ready, port, oom, crash, frozen, wrong_model, timeout, disk, interrupted,
+    refused (the server rejected its settings), protocol (it answered, but nothing that could be measured).
     """
 
     def __init__(self, message: str, *, kind: str = "crash", log_tail: str = "") -> None:
