@@ -98,6 +98,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         # Filters and tests are bounded by their input; only loops and macros can go on, so those look at the clock.
         for node in source.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+            assert isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock)
             check = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
             node.body.insert(0, nodes.ExprStmt(check, lineno=node.lineno))
         return super()._generate(source, *args, **kwargs)

@@ -181,7 +181,12 @@ class _Resolver:
 
     def resolve(self) -> tuple[EngineConfig, list[str]]:
         args = self.args
-        name, path = locate(args.model, revision=args.revision, download_dir=args.download_dir)
+        name, path = locate(
+            args.model,
+            revision=args.revision,
+            download_dir=args.download_dir,
+            weights=args.load_format != "dummy",
+        )
         facts = read_facts(path)
         why = "no --model given: the built-in demonstration model" if args.model is None else str(path)
         self.say("model", name, f"{why}; {facts.shape.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
@@ -267,7 +272,7 @@ class _Resolver:
         if self.args.tokenizer is None:
             path = model_path
         else:
-            _, path = locate(self.args.tokenizer, download_dir=self.args.download_dir)
+            _, path = locate(self.args.tokenizer, download_dir=self.args.download_dir, weights=False)
         if not (path / "tokenizer.json").is_file():
             raise ConfigError(
                 f"{path} has no tokenizer.json; name a directory or model that has one with --tokenizer "

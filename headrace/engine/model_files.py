@@ -16,7 +16,7 @@ from headrace.engine.models.shape import ModelShape, model_shape
 from headrace.errors import ConfigError
 
 # Only what the engine reads: no pickles (.bin, .pt), no Python.
-DOWNLOADED_FILES = ("*.json", "*.jinja", "*.safetensors")
+DESCRIPTIONS, WEIGHTS = ("*.json", "*.jinja"), ("*.safetensors",)
 _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound
 
 
@@ -37,10 +37,13 @@ class ModelFacts:
         return self.shape.kv_values_per_token * dtype_bytes
 
 
-def locate(model: str | None, *, revision: str | None = None, download_dir: str | None = None) -> tuple[str, Path]:
+def locate(
+    model: str | None, *, revision: str | None = None, download_dir: str | None = None, weights: bool = True
+) -> tuple[str, Path]:
     """(name, directory) of a model: the built-in one, a directory, or a name on the Hugging Face hub.
 
-    The hub's local cache is asked before the network.  Raises ConfigError when the model cannot be found.
+    The hub's local cache is asked before the network; `weights` False leaves the large files out.
+    Raises ConfigError when the model cannot be found.
     """
     if model is None or model == DEMO_NAME:
         return DEMO_NAME, DEMO_DIRECTORY
@@ -59,10 +62,10 @@ def locate(model: str | None, *, revision: str | None = None, download_dir: str 
             f"--model {model} is not a directory on this machine; give an existing directory, a Hugging Face name "
             f"such as Qwen/Qwen3-0.6B, or {DEMO_NAME!r} for the built-in demonstration model"
         )
-    return model, _from_hub(model, revision, download_dir)
+    return model, _from_hub(model, revision, download_dir, weights)
 
 
-def _from_hub(name: str, revision: str | None, download_dir: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, download_dir: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(local_only: bool) -> Path:
@@ -72,14 +75,14 @@ def _from_hub(name: str, revision: str | None, download_dir: str | None) -> Path
                 revision=revision,
                 cache_dir=download_dir,
                 local_files_only=local_only,
-                allow_patterns=list(DOWNLOADED_FILES),
+                allow_patterns=[*DESCRIPTIONS, *(WEIGHTS if weights else ())],
             )
         )
 
     try:
         cached = fetch(local_only=True)
         # An interrupted download leaves a snapshot without its weights: only a complete one saves the network.
-        if (cached / "config.json").is_file() and weight_files(cached):
+        if (cached / "config.json").is_file() and (not weights or weight_files(cached)):
             return cached
     except Exception:
         pass  # not in the cache; what is wrong is said by the network's answer below

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
@@ -442,3 +443,35 @@ def test_prefix_hits_are_told_with_the_outputs_and_counted() -> None:
         assert (stats.prompt_tokens, stats.prompt_tokens_cached, stats.prefix_cache_hits) == (24, 8, 8)
 
     in_world(test, config(enable_prefix_caching=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_storm_of_arrivals_and_departures_leaves_nothing(seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def client(world: World, name: str) -> None:
+        prompt = "x" * chance.randrange(1, 60)
+        stream = world.engine.submit(request(name, prompt=prompt, max_tokens=chance.randrange(1, 60), stop=("yz",)))
+        patience, manner = chance.randrange(0, 40), chance.randrange(4)
+        async for output in stream:
+            if output.num_output_tokens > patience:
+                if manner == 0:
+                    world.engine.abort(name)
+                elif manner == 1:
+                    await stream.aclose()  # type: ignore[attr-defined]
+                elif manner == 2:
+                    return  # the stream is dropped
+
+    async def test(world: World) -> None:
+        for wave in range(8):
+            tasks = [asyncio.create_task(client(world, f"{wave}-{i}")) for i in range(25)]
+            for task in tasks:
+                if chance.random() < 0.1:
+                    task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [task for task in tasks if not task.cancelled() and task.exception()]
+        await world.all_blocks_free()
+        await world.engine.drain(1)
+        assert world.engine._num_queued == 0
+
+    in_world(test, config(num_kv_blocks=40, max_num_batched_tokens=32, enable_prefix_caching=True))

@@ -311,3 +311,20 @@ def test_resolving_does_not_import_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_hub_name_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--small"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    demo_copy(repository / "snapshots" / commit)
+    config = resolved(model="someone/small", download_dir=str(tmp_path), load_format="dummy")
+    assert config.model_path == repository / "snapshots" / commit
+    assert config.served_model_names == ("someone/small",)
+    assert "neither a directory here, nor in the local Hugging Face cache" in refusal(
+        model="someone/other", download_dir=str(tmp_path)
+    )
