@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import allowance, ratio
 from headrace.lab.findings.table import Table, describe, mean, means
+from headrace.lab.findings.trust import disturbed
 from headrace.lab.findings.words import METRIC_WORDS, names, percent, plural, quantity
 from headrace.lab.records.results import Cell, CellStatus, Json
 
@@ -91,6 +92,9 @@ def _recommendation(table: Table, choice: Choice) -> Finding:
     if cell.substituted:
         changed = ", ".join(f"{key} {used} instead of {wanted}" for key, (wanted, used) in cell.substituted.items())
         caveats.append(f"{cell.name} also has {changed}.")
+    shaky = disturbed(table.same_load)
+    if shaky:
+        caveats.append(f"{len(shaky)} of {len(table.same_load)} compared cells carry warnings about their runs.")
     if any(run.settings.get("profile") is True for run in cell.runs):
         caveats.append("Measured under a profiler: expect better absolute figures without it.")
     return Finding("headline", "throughput", claim, numbers, tuple(one.name for one in ranked), tuple(caveats))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.lab.records.foreign import shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, Study
@@ -92,6 +92,7 @@ class Table:
 
 def build(study: Study) -> Table:
     """Sort out a study."""
+    study = replace(study, cells=tuple(_whole(cell) for cell in study.cells))
     cells, left_out = _comparable(study)
     factor = next((factor for factor in FACTORS if len({factor.value(cell) for cell in cells} - {None}) > 1), None)
     series = _series(cells, factor) if factor is not None else ()
@@ -142,6 +143,12 @@ def describe(cell: Cell, factor: Factor | None) -> str:
     if first is None:
         return second
     return f"{first} and {second}" if chunked is False else f"{first} with {second}"
+
+
+def _whole(cell: Cell) -> Cell:
+    """The cell with what only its runs state (the load, a profiler): a plan's cell lists the server's flags alone."""
+    stated = cell.runs[0].settings if cell.runs else {}
+    return replace(cell, settings={**stated, **cell.settings})
 
 
 def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str], ...]]:

@@ -9,7 +9,7 @@ from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANC
 from headrace.lab.findings.table import FACTORS, Table, mean, varying
 from headrace.lab.findings.words import listed, names, number, percent, plural
 from headrace.lab.records.foreign import shortfall
-from headrace.lab.records.results import Cell, CellStatus, Json
+from headrace.lab.records.results import Cell, CellStatus, Json, RunResult
 
 # A progress bar shows whole seconds, cut off; one more covers the time around the bar.
 _BAR_RESOLUTION_S = 2.0
@@ -61,7 +61,10 @@ def not_measured(table: Table) -> list[Finding]:
     for status, text in ((CellStatus.FAILED, "failed"), (CellStatus.PENDING, "not measured yet")):
         cells = [cell for cell in table.study.cells if cell.status is status and not cell.runs]
         if cells:
-            reasons = [f"{cell.name} ({cell.reason.rstrip('.')})" if cell.reason else cell.name for cell in cells]
+            reasons = [
+                f"{cell.name} ({cell.reason.rstrip('.')})" if cell.reason and cell.reason != text else cell.name
+                for cell in cells
+            ]
             claim = f"{plural(len(cells), 'cell')} {text}: {names(reasons)}."
             found.append(
                 Finding(f"comparability.{status.value}", "comparability", claim, {}, tuple(c.name for c in cells))
@@ -71,7 +74,31 @@ def not_measured(table: Table) -> list[Finding]:
 
 def caveats(table: Table) -> list[Finding]:
     """What weakens every claim about this study."""
-    return [*_single_run(table), *_confounders(table), *_profiler(table)]
+    return [*_single_run(table), *_confounders(table), *_warnings(table), *_profiler(table)]
+
+
+def disturbed(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells with a run that carries a warning of its own (a profiler is told apart)."""
+    return [cell for cell in cells if any(_own_warnings(run) for run in cell.runs)]
+
+
+def _own_warnings(run: RunResult) -> list[str]:
+    return [warning for warning in run.warnings if "profiler" not in warning]
+
+
+def _warnings(table: Table) -> list[Finding]:
+    """What the measuring client or the importer said about single runs, gathered."""
+    cells = disturbed(table.cells)
+    if not cells:
+        return []
+    said = dict.fromkeys(warning for cell in cells for run in cell.runs for warning in _own_warnings(run))
+    first = next(iter(said)).rstrip(".")
+    more = f" (and {plural(len(said) - 1, 'other warning')})" if len(said) > 1 else ""
+    claim = (
+        f"{len(cells)} of {len(table.cells)} compared cells carry a warning: {names([cell.name for cell in cells])}. "
+        f"The first says: {first}{more}."
+    )
+    return [Finding("caveat.run-warnings", "caveat", claim, {"warnings": list(said)}, tuple(c.name for c in cells))]
 
 
 def _short_cells(table: Table, cells: Sequence[Cell]) -> Finding:
@@ -101,7 +128,9 @@ def _short_cells(table: Table, cells: Sequence[Cell]) -> Finding:
 
 
 def _example(cells: Sequence[Cell]) -> str:
-    reason = (cells[0].reason or "no reason recorded").rstrip(".")
+    # what is wrong, without what would mend it
+    reason = (cells[0].reason or "no reason recorded").removeprefix(f"{cells[0].rule}: ")
+    reason = reason.partition("; raise ")[0].rstrip(".")
     return reason if len(cells) == 1 else f"for example {cells[0].name}: {reason}"
 
 

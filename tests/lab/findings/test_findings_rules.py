@@ -119,6 +119,25 @@ def test_a_setting_that_moves_with_the_budget_is_a_caveat_and_no_second_factor()
     assert found["caveat.confounded"].claim.startswith("max_model_len (64, 128, 256, 4096) varied together")
 
 
+def test_what_only_the_runs_state_counts_too() -> None:
+    """A plan's cell lists the server's flags; the load stands in its runs."""
+    cells = [cell(budget, metrics(mean_ttft_ms=6000.0)) for budget in (64, 128)]
+    bare = [
+        replace(one, settings={"max_num_batched_tokens": budget}) for one, budget in zip(cells, (64, 128), strict=True)
+    ]
+    assert findings(study(*bare))["queueing.ttft"].claim.startswith("At request rate inf TTFT is waiting")
+
+
+def test_warnings_of_runs_reach_the_headline() -> None:
+    calm, busy = cell(64, metrics(200.0)), cell(128, metrics(100.0))
+    busy = replace(busy, runs=(replace(busy.runs[0], warnings=("other processes used 40% of the machine.",)),))
+    found = findings(study(calm, busy))
+    assert "1 of 2 compared cells carry warnings about their runs." in found["headline"].caveats
+    assert found["caveat.run-warnings"].claim == (
+        "1 of 2 compared cells carry a warning: on-128. The first says: other processes used 40% of the machine."
+    )
+
+
 def test_illegal_cells_are_one_finding_with_rule_and_reason() -> None:
     world = study(
         *(cell(budget, metrics()) for budget in (64, 128, 256)),
