@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from headrace.lab.report.panels import ROLES, Axis, Mark, Panel, Series, nudged
+from headrace.lab.report.axes import Axis, nudged
+from headrace.lab.report.panels import ROLES, Mark, Panel, Series
 from headrace.lab.report.text import plain
 
 # Okabe and Ito's palette: distinct for the common colour deficiencies; the symbol differs as well.

@@ -6,6 +6,7 @@ study.  This module only picks, groups and words them, and states n everywhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,10 +39,16 @@ _INCIDENTAL = ("repeat", "source", "seed", "implied", "metadata", "date", "progr
 def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> StudyView:
     """The view of one study; `index` keeps the anchors of several studies in one page apart."""
     table = build(study)
+    study = table.study  # its cells also have the settings that only their runs state
     left_out = {id(cell): reason for cell, reason in table.left_out}
+    # The budget where any cell states one, also where it does not vary; else what the findings take as the factor.
+    stated = any(_factor_value(cell, BUDGET) for cell in study.cells)
+    factor = BUDGET if stated else table.factor.key if table.factor is not None else ""
     cells = tuple(
-        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), "")) for place, cell in enumerate(study.cells)
+        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor)
+        for place, cell in enumerate(study.cells)
     )
+    ranked = [(view, cell) for view, cell in zip(cells, study.cells, strict=True) if cell in table.same_load]
     anchors: dict[str, str] = {}
     for cell in cells:
         anchors.setdefault(cell.name, cell.anchor)
@@ -54,19 +61,18 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         banner=_banner(cells),
         common=common,
         varying=varying,
+        factor=plain(factor, 80),
         cells=cells,
         findings=tuple(_finding_view(finding, anchors) for finding in findings),
-        best=tuple(
-            best for metric in (TOTAL_RATE, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, cells, table.cells))
-        ),
+        best=tuple(best for metric in (TOTAL_RATE, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, ranked))),
         facts=tuple((plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
     )
 
 
-def _cell_view(cell: Cell, anchor: str, left_out: str) -> CellView:
+def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str) -> CellView:
     chunked = cell.settings.get(CHUNKED)
     role = ROLE_WORDS[chunked][0] if isinstance(chunked, bool) else UNSTATED_ROLE[0]
-    budget = number(cell.settings.get(BUDGET))
+    x = _factor_value(cell, factor)
     keys = dict.fromkeys(key for run in cell.runs for key in run.metrics)
     values = {key: value for key in keys if (value := _value(cell, key))}
     return CellView(
@@ -74,7 +80,8 @@ def _cell_view(cell: Cell, anchor: str, left_out: str) -> CellView:
         name=plain(cell.name, 120),
         status=cell.status,
         role=role,
-        budget=budget if budget is not None and budget > 0 else None,
+        x=x,
+        x_words=_factor_words(factor, x),
         comparable=not left_out,
         left_out=plain(left_out),
         rule=plain(cell.rule or "", 40),
@@ -89,6 +96,19 @@ def _cell_view(cell: Cell, anchor: str, left_out: str) -> CellView:
         sources=tuple(plain(run.source, 400) for run in cell.runs),
         n_runs=len(cell.runs),
     )
+
+
+def _factor_value(cell: Cell, factor: str) -> float | None:
+    value = cell.settings.get(factor)
+    if value in ("inf", math.inf):
+        return math.inf
+    found = number(value)
+    return found if found is not None and found > 0 else None
+
+
+def _factor_words(factor: str, x: float | None) -> str:
+    name = "budget" if factor == BUDGET else factor or "budget"
+    return f"{name} not stated" if x is None else f"{name} {x:.10g}"
 
 
 def _value(cell: Cell, key: str) -> Value | None:
@@ -141,7 +161,6 @@ def _banner(cells: Sequence[CellView]) -> Banner:
 
 
 def _status_reasons(cells: Sequence[CellView]) -> list[str]:
-    ran = (CellStatus.OK, CellStatus.SUBSTITUTED)
     tally = (
         (sum(cell.status is CellStatus.FAILED for cell in cells), "failed."),
         (
@@ -149,7 +168,7 @@ def _status_reasons(cells: Sequence[CellView]) -> list[str]:
             "served less than the whole workload: left out of comparisons.",
         ),
         (
-            sum(cell.status in ran and not cell.comparable for cell in cells),
+            sum(cell.ran and not cell.comparable for cell in cells),
             "measured, but not comparable with the others: left out of comparisons.",
         ),
         (sum(cell.status is CellStatus.SUBSTITUTED for cell in cells), "ran with other settings changed as well."),
@@ -175,15 +194,16 @@ def _warning_reasons(cells: Sequence[CellView]) -> list[str]:
     return [f"Every run: {text}" for text in shared] + counted
 
 
-def _best(metric: Metric, views: Sequence[CellView], cells: Sequence[Cell]) -> Best | None:
-    found = [(view, view.values[metric.key]) for view in views if view.comparable and metric.key in view.values]
+def _best(metric: Metric, ranked: Sequence[tuple[CellView, Cell]]) -> Best | None:
+    """Among cells under the same load: others cannot be ranked by their settings."""
+    found = [(view, cell, view.values[metric.key]) for view, cell in ranked if metric.key in view.values]
     if len(found) < 2:
         return None
-    best, value = (min if metric.lower_is_better else max)(found, key=lambda pair: pair[1].mean)
-    share = allowance(metric.key, [cell for cell in cells if sample(cell, metric.key)])
+    best, _, value = (min if metric.lower_is_better else max)(found, key=lambda entry: entry[2].mean)
+    share = allowance(metric.key, [cell for _, cell, _ in found])
     tied = tuple(
         view
-        for view, other in found
+        for view, _, other in found
         if view is not best and abs(other.mean - value.mean) <= share * min(value.mean, other.mean)
     )
     return Best(metric, best, value, tied, share)

@@ -29,6 +29,7 @@ from headrace.lab.report.text import count, percent, with_unit
 from headrace.lab.report.view import FindingView, StudyView
 
 esc = html.escape
+_LEGEND_LINES = 8
 _TOPICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "step-time": "step time"}
 _KEYS = (
     ("on", "on", "chunked prefill on"),
@@ -176,7 +177,6 @@ def _best(view: StudyView) -> str:
 
 
 def _finding(finding: FindingView, anchor: str, shared: Sequence[str], lead: bool = False) -> str:
-    cells = "".join(f"<li>{_cell_link(name, anchor)}</li>" for name, anchor in finding.cells)
     caveats = "".join(f"<li>{esc(caveat)}</li>" for caveat in finding.caveats if caveat not in shared)
     links = ", ".join(
         f'<a href="#{anchor}n{place}">{place}</a>' for place, text in enumerate(shared, 1) if text in finding.caveats
@@ -191,11 +191,22 @@ def _finding(finding: FindingView, anchor: str, shared: Sequence[str], lead: boo
     )
     return (
         f'<article class="finding{" lead" if lead else ""}">'
-        f'<p class="topic">{"recommendation" if lead else esc(_TOPICS.get(finding.topic, finding.topic))}</p>'
+        f'<p class="topic">{"in short" if lead else esc(_TOPICS.get(finding.topic, finding.topic))}</p>'
         f'<div><p class="claim">{esc(finding.claim)}</p>'
         f"{f'<ul class=caveats>{caveats}</ul>' if caveats else ''}"
-        f'<div class="basis">{notes}{details}{f"<ul class=cells>{cells}</ul>" if cells else ""}</div></div></article>'
+        f'<div class="basis">{notes}{details}{_basis_cells(finding)}</div></div></article>'
     )
+
+
+def _basis_cells(finding: FindingView) -> str:
+    """Links to the cells that a claim rests on; folded away where they would be longer than the claim."""
+    if not finding.cells:
+        return ""
+    links = "".join(f"<li>{_cell_link(name, anchor)}</li>" for name, anchor in finding.cells)
+    listed = f'<ul class="cells">{links}</ul>'
+    if sum(len(name) for name, _ in finding.cells) <= 160:
+        return listed
+    return f"<details><summary>{count(len(finding.cells), 'cell')}</summary>{listed}</details>"
 
 
 def _cell_link(name: str, anchor: str | None) -> str:
@@ -212,11 +223,14 @@ def _legend(boards: Sequence[Sequence[Dashboard]]) -> str:
         items.append(f"<li>{key_symbol('on', 'on open')}hollow: other settings changed too</li>")
     items += [f"<li>{key_symbol(shape, f'mark {shape}')}{label}</li>" for shape, label in _MARK_KEYS if shape in marks]
     if any(dash for _, dash, _ in lines):
+        shown = sorted(lines)[:_LEGEND_LINES]
         items += [
             f'<li><svg class="dash" viewBox="0 0 30 10" aria-hidden="true">'
             f'<path class="line {role} dash{dash % 5}" d="M1 5H29"/></svg>{esc(label)}</li>'
-            for role, dash, label in sorted(lines)
+            for role, dash, label in shown
         ]
+        if len(lines) > len(shown):
+            items.append(f"<li>and {count(len(lines) - len(shown), 'more line')}: point at a symbol</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 

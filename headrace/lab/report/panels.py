@@ -5,27 +5,15 @@ Both drawings (Plotly and the inline SVG that shows without script) are made fro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.lab.records.results import CellStatus
+from headrace.lab.report.axes import Axis, places_of, y_axis
 from headrace.lab.report.text import count, figure, plain
 from headrace.lab.report.view import DASHBOARDS, ROLE_LABELS, CellView, Metric, StudyView
 
 ROLES = ("on", "off", "unset")
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis: `kind` is log2, log, linear or category; range and ticks are in the data's unit, not logarithms."""
-
-    kind: str
-    title: str
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One metric over the token budget.  `factor` scales stored values to `unit` (ms may be shown in s)."""
+    """One metric over the setting that varies.  `factor` scales stored values to `unit` (ms may be shown in s)."""
 
     id: str
     metric: str
@@ -92,15 +80,9 @@ class Dashboard:
     panels: tuple[Panel, ...]
 
 
-def nudged(axis: Axis, x: float, role: str) -> float:
-    """x moved a hair to the side, so that on and off at the same budget do not hide each other."""
-    step = {"on": -0.07, "off": 0.07}.get(role, 0.0)
-    return x * 2**step if axis.kind == "log2" else x + step
-
-
 def dashboards(study: StudyView) -> tuple[Dashboard, ...]:
     """The four dashboards of the published campaign, for one study."""
-    places, axis = _places(study)
+    places, axis = places_of(study)
     return tuple(
         Dashboard(name, title, about, _panels(study, f"{study.anchor}-{name}", metrics, places, axis))
         for name, title, about, metrics in DASHBOARDS
@@ -119,7 +101,7 @@ def _panels(
     for metric in metrics:
         seen = ranges[metric.unit]
         factor, unit = (0.001, "s") if metric.unit == "ms" and max(seen, default=0) >= 10_000 else (1.0, metric.unit)
-        y = _y_axis([value * factor for value in seen], unit)
+        y = y_axis([value * factor for value in seen], unit)
         series = _series(plotted, metric, factor, places, study.varying)
         marks = tuple(_mark(cell, metric, places) for cell in study.cells if not _drawn(cell, metric))
         panels.append(
@@ -142,72 +124,6 @@ def _panels(
 
 def _drawn(cell: CellView, metric: Metric) -> bool:
     return cell.comparable and metric.key in cell.values
-
-
-def _places(study: StudyView) -> tuple[dict[str, float], Axis]:
-    """Anchor -> x, and the horizontal axis: budgets on a log2 scale, or the cells by name where none has one."""
-    budgets = sorted({cell.budget for cell in study.cells if cell.budget is not None})
-    if not budgets:
-        places = {cell.anchor: float(index) for index, cell in enumerate(study.cells)}
-        names = tuple(plain(cell.name, 14) for cell in study.cells)
-        ticks = tuple(float(index) for index in range(len(names)))
-        if len(ticks) > 12:
-            step = math.ceil(len(ticks) / 12)
-            ticks, names = ticks[::step], names[::step]
-        return places, Axis("category", "cell", -0.6, max(len(study.cells) - 0.4, 0.6), ticks, names)
-    # Cells that do not state their budget stand one step right of the largest, under a label that says so.
-    unstated = budgets[-1] * 4
-    places = {cell.anchor: unstated if cell.budget is None else cell.budget for cell in study.cells}
-    missing = any(cell.budget is None for cell in study.cells)
-    last = unstated if missing else budgets[-1]
-    pad = 2 ** max(0.45, math.log2(last / budgets[0]) * 0.06)
-    low, high = budgets[0] / pad, last * pad
-    ticks_, labels = _thin(budgets, math.log2(high / low))
-    if missing:
-        ticks_, labels = [*ticks_, unstated], [*labels, "n/s"]
-    title = "max_num_batched_tokens (log2)" + (", n/s: not stated" if missing else "")
-    return places, Axis("log2", title, low, high, tuple(ticks_), tuple(labels))
-
-
-def _thin(budgets: Sequence[float], octaves: float) -> tuple[list[float], list[str]]:
-    """Leave out labels that would touch: about 9 fit side by side.  The ends always keep theirs."""
-    kept: list[float] = []
-    for budget in budgets:
-        if kept and math.log2(budget / kept[-1]) < octaves * 0.11:
-            if budget != budgets[-1]:
-                continue
-            if len(kept) > 1:
-                kept.pop()
-        kept.append(budget)
-    return kept, [f"{budget:.0f}" for budget in kept]
-
-
-def _y_axis(values: Sequence[float], unit: str) -> Axis:
-    """Linear from zero while the values span less than a decade (so heights compare), logarithmic beyond."""
-    positive = [value for value in values if value > 0]
-    if not positive:
-        return Axis("linear", unit, 0, 1, (0.0, 0.5, 1.0), ("0", "0.5", "1"))
-    low, high = min(positive), max(positive)
-    if high / low >= 10 and len(positive) == len(values):
-        return _log_axis(low / 1.25, high * 1.3, unit)
-    step = 10 ** math.floor(math.log10(high / 4))
-    step *= next(multiple for multiple in (1, 2, 2.5, 5, 10) if multiple * step * 5 >= high)
-    floor = min(0.0, math.floor(min(values) / step) * step)
-    top = high + (high - floor) * 0.08
-    ticks = tuple(round(floor + step * index, 10) for index in range(int((top - floor) / step) + 1))
-    return Axis("linear", unit, floor, top, ticks, tuple(figure(tick) for tick in ticks))
-
-
-def _log_axis(low: float, high: float, unit: str) -> Axis:
-    decades = math.log10(high / low)
-    steps = (1, 2, 5) if decades <= 2.5 else (1, 3) if decades <= 4 else (1,)
-    candidates = (
-        step * 10.0**exponent
-        for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for step in steps
-    )
-    ticks = tuple(tick for tick in candidates if low <= tick <= high)
-    return Axis("log", f"{unit} (log)", low, high, ticks, tuple(figure(tick) for tick in ticks))
 
 
 def _series(
@@ -250,8 +166,7 @@ def _by_other_settings(
 
 
 def _heading(cell: CellView) -> list[str]:
-    budget = f"budget {cell.budget:.0f}" if cell.budget is not None else "budget not stated"
-    return [cell.name, f"{ROLE_LABELS[cell.role]}, {budget}"]
+    return [cell.name, f"{ROLE_LABELS[cell.role]}, {cell.x_words}"]
 
 
 def _point(cell: CellView, metric: Metric, factor: float, x: float) -> Point:

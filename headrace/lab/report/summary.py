@@ -108,7 +108,8 @@ def _unplanned(view: StudyView, width: int) -> list[Line]:
     groups: dict[tuple[str, str], list[str]] = {}
     for cell in view.unplanned:
         why = f" ({cell.rule})" if cell.rule else f" ({cell.reason})" if cell.status is CellStatus.FAILED else ""
-        groups.setdefault((cell.status_label, why), []).append(cell.name)
+        label = "left out of comparisons" if cell.ran and cell.left_out else cell.status_label
+        groups.setdefault((label, why), []).append(cell.name)
     lines: list[Line] = []
     for (status, why), names in groups.items():
         lines += _wrap(f"{status}: {', '.join(names)}{why}", width, "yellow", 1)

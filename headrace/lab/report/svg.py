@@ -8,8 +8,9 @@ from __future__ import annotations
 import html
 import math
 
+from headrace.lab.report.axes import Axis, nudged
 from headrace.lab.report.charts import lane_roles
-from headrace.lab.report.panels import Axis, Panel, nudged
+from headrace.lab.report.panels import Panel
 
 WIDTH, HEIGHT = 360.0, 270.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 348.0, 10.0, 224.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable
 
 from headrace.lab.report.text import count, figure
@@ -15,7 +16,8 @@ _ROLE_SHORT = {"on": "on", "off": "off", "unset": "–"}
 def results(view: StudyView) -> str:
     """Every cell with every figure; missing figures are a dash.  Columns sort when the script runs."""
     columns = [metric for metric in RESULT_COLUMNS if any(metric.key in cell.values for cell in view.cells)]
-    heads = [("cell", ""), ("status", ""), ("runs", ""), ("chunked", ""), ("budget", "tokens")]
+    place = ("budget", "tokens") if view.factor in ("max_num_batched_tokens", "") else (view.factor, "")
+    heads = [("cell", ""), ("status", ""), ("runs", ""), ("chunked", ""), place]
     heads += [(metric.short, metric.unit) for metric in columns]
     head = "".join(
         f'<th scope="col"><button type="button" class="sort">{esc(name)}'
@@ -28,7 +30,7 @@ def results(view: StudyView) -> str:
 
 
 def _result_row(cell: CellView, columns: Iterable[Metric]) -> str:
-    budget = f"{cell.budget:.0f}" if cell.budget is not None else "–"
+    x = f"{cell.x:.10g}" if cell.x is not None else "–"
     values = []
     for metric in columns:
         value = cell.values.get(metric.key)
@@ -44,8 +46,13 @@ def _result_row(cell: CellView, columns: Iterable[Metric]) -> str:
         f"<td>{_badge(cell)}</td>"
         f'<td class="num" data-v="{cell.n_runs}">{cell.n_runs}</td>'
         f"<td>{_ROLE_SHORT[cell.role]}</td>"
-        f'<td class="num" data-v="{cell.budget or 0!r}">{budget}</td>{"".join(values)}</tr>'
+        f'<td class="num" data-v="{_sort_value(cell.x)}">{x}</td>{"".join(values)}</tr>'
     )
+
+
+def _sort_value(x: float | None) -> str:
+    """As JavaScript's Number() reads it; empty sorts last."""
+    return "" if x is None else "Infinity" if x == math.inf else repr(x)
 
 
 def _badge(cell: CellView) -> str:

@@ -125,7 +125,8 @@ class CellView:
     name: str
     status: CellStatus
     role: str  # on, off, unset
-    budget: float | None
+    x: float | None  # the factor's value; inf for a rate of "inf"; None where it is not stated
+    x_words: str
     comparable: bool
     left_out: str
     rule: str
@@ -137,6 +138,11 @@ class CellView:
     warnings: tuple[str, ...]
     sources: tuple[str, ...]
     n_runs: int
+
+    @property
+    def ran(self) -> bool:
+        """It has a result of its own, comparable or not."""
+        return self.status in (CellStatus.OK, CellStatus.SUBSTITUTED)
 
     @property
     def status_label(self) -> str:
@@ -191,6 +197,7 @@ class StudyView:
     banner: Banner
     common: tuple[tuple[str, str], ...]
     varying: tuple[str, ...]
+    factor: str  # the setting on the horizontal axis; "" where the cells stand by name
     cells: tuple[CellView, ...]
     findings: tuple[FindingView, ...]
     best: tuple[Best, ...]

@@ -129,6 +129,21 @@ def test_a_cell_that_does_not_state_its_budget_stands_apart_under_its_own_label(
     assert "bare" in drawn(panel) and panel.x.labels[-1] == "n/s" and panel.x.ticks[-1] == 512
 
 
+def test_a_rate_sweep_has_the_rate_on_the_axis_and_inf_beyond_it() -> None:
+    cells = []
+    for rate in (0.5, 2, "inf"):
+        known = {"model": "demo", "request_rate": rate}
+        cells.append(Cell(f"rate-{rate}", known, runs=(RunResult(f"r{rate}", known, figures_()),)))
+    axis = panels(study(*cells))["duration"].x
+    assert axis.title == "request_rate (log2)"
+    assert axis.labels == ("0.5", "2", "inf")
+
+
+def test_long_names_keep_their_ends_on_the_axis() -> None:
+    cells = [Cell(f"a-very-long-common-start-{n}", {}, runs=(RunResult("r", {}, {"duration": 1.0}),)) for n in (1, 2)]
+    assert panels(study(*cells))["duration"].x.labels == ("…ommon-start-1", "…ommon-start-2")
+
+
 def figures_() -> dict[str, float]:
     return dict(measured(256).runs[0].metrics)
 
