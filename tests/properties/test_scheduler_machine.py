@@ -1,7 +1,7 @@
 """Whatever clients and hardware do, in whatever order: the invariants hold and every request gets its tokens.
 
-Run it longer with `HEADRACE_HYPOTHESIS=nightly pytest tests/properties/test_scheduler_machine.py`.  A failing run
-prints the calls that lead to it; they replay as they stand.
+`scripts/check-slow` runs it with 2,000 examples (as `HEADRACE_HYPOTHESIS=nightly pytest tests/properties` does).  A
+failing run prints the calls that lead to it; they replay as they stand.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from world import POLICIES, World, make_config, make_params, make_prompt, run_world
@@ -64,6 +65,11 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+@pytest.mark.slow
+class TestSchedulerMachineAtLength(SchedulerMachine.TestCase):  # type: ignore[misc]
+    settings = settings.get_profile("nightly")
 
 
 @pytest.mark.parametrize("policy", POLICIES)

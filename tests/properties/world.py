@@ -132,6 +132,7 @@ class World:
     def step(self, fail: tuple[int, ...] = (), abort: tuple[int, ...] = ()) -> None:
         """One turn of the engine's loop.  `fail` and `abort` pick chunks of the batch, modulo its size."""
         scheduler, invariants = self.scheduler, self.core.invariants
+        self.silent_steps = self.silent_steps + 1 if scheduler.has_work else 0
         before = invariants.snapshot(scheduler)
         batch = scheduler.schedule()
         invariants.check_batch(scheduler, batch, before)
@@ -242,7 +243,6 @@ class World:
         return tuple(sampled[c.sequence.request_id] for c in batch.chunks if c.samples), tainted
 
     def _receive(self, events: tuple[Any, ...], failed: dict[str, str], tainted: set[str], dropped: set[str]) -> None:
-        self.silent_steps += 1
         for event in events:
             self.silent_steps = 0
             name = event.request_id
