@@ -13,13 +13,13 @@ from torch import Tensor
 
 from headrace.core.batch import Batch, Chunk, StepResult
 from headrace.core.sequence import Sequence
-from headrace.engine.async_engine import TokenLogprob
 from headrace.engine.attention import paged
 from headrace.engine.attention.span import Span
 from headrace.engine.config import EngineConfig
 from headrace.engine.kv_cache import DTYPES, KVCache
 from headrace.engine.models.decoder import Decoder, expected_tensors
 from headrace.engine.models.shape import check_attention_window, read_model_shape
+from headrace.engine.outputs import TokenLogprob
 from headrace.engine.sampler import sample
 from headrace.engine.weights import Checkpoint, RandomWeights
 from headrace.errors import ConfigError
@@ -181,8 +181,8 @@ class ModelRunner:
 def padded_rows(count: int) -> int:
     """Rows to compute for `count` real ones.
 
-    oneDNN builds a kernel for each new number of rows (about 1 ms a layer shape, measured); padding to at most an
-    eighth more leaves some tens of shapes instead of thousands.
+    oneDNN builds a kernel for each new number of rows (about 1 ms a layer shape, measured); padding to multiples of
+    4, 8, 16 or 32 leaves some tens of numbers instead of thousands.
     """
     for limit, step in ((4, 1), (32, 4), (128, 8), (512, 16)):
         if count <= limit:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headrace.core.request import SamplingParams
 from headrace.core.sequence import Sequence
-from headrace.engine.async_engine import TokenLogprob
+from headrace.engine.outputs import TokenLogprob
 
 GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
@@ -62,7 +62,7 @@ def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple
     if changed:
         logits = raw.clone()
         for row in changed:
-            _apply_penalties(logits[row], sequences[row])
+            apply_penalties(logits[row], sequences[row])
             _mask_end_tokens(logits[row], sequences[row])
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
@@ -107,7 +107,7 @@ def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
     )
 
 
-def _apply_penalties(logits: Tensor, sequence: Sequence) -> None:
+def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
     """In place, one row.  Repetition counts prompt and output, the other two the output alone (as vLLM)."""
     params = sequence.request.params
     if params.repetition_penalty != 1.0:

@@ -69,8 +69,9 @@ class RandomWeights:
 
     vLLM fills with U(-1e-3, 1e-3), which makes all activations nearly zero.  Here each matrix keeps the variance of
     what passes through it, U(-a, a) with a = sqrt(3 / columns), so values stay near 1 at any depth and greedy output
-    follows the context.  The embedding is larger (logits of standard deviation 4, so that the distribution is peaked
-    as a trained model's is), norms are 1, biases small.
+    follows the context.  Norms are 1 but the last, which is 4: logits then have a standard deviation of 4, so the
+    distribution is peaked as a trained model's is.  (Larger embeddings would do that too, but with a tied head each
+    token would predict itself.)
     """
 
     def __init__(self, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> None:
@@ -88,17 +89,17 @@ class RandomWeights:
         """The tensor of that name: depends on (seed, name) only, not on what was taken before."""
         shape = self._expected[name]
         if name.endswith("norm.weight"):
-            # Sharper attention than norm weights of 1 would give: near-uniform attention averages the context away.
-            gain = 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
-            return torch.full(shape, gain, dtype=self._dtype)
+            return torch.full(shape, self._norm_gain(name), dtype=self._dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}/{name}".encode()))
-        if len(shape) == 1:
-            half_width = 0.02
-        else:
-            half_width = (3.0 / shape[1]) ** 0.5
-            if name in ("model.embed_tokens.weight", "lm_head.weight"):
-                half_width *= 4.0
+        half_width = 0.02 if len(shape) == 1 else (3.0 / shape[1]) ** 0.5
         return torch.empty(shape).uniform_(-half_width, half_width, generator=generator).to(self._dtype)
+
+    @staticmethod
+    def _norm_gain(name: str) -> float:
+        if name == "model.norm.weight":
+            return 4.0
+        # Sharper attention than 1 would give: near-uniform attention averages the context away.
+        return 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
 
 
 def _weight_files(model_dir: Path) -> list[Path]:
@@ -109,6 +110,8 @@ def _weight_files(model_dir: Path) -> list[Path]:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ConfigError(f"{index} is not a safetensors index (an object with 'weight_map')") from None
+        if any(Path(name).name != name for name in names):
+            raise ConfigError(f"{index} is not a safetensors index: it names files outside its directory")
         missing = [name for name in names if not (model_dir / name).is_file()]
         if missing:
             raise ConfigError(f"{model_dir} lacks the weight files {', '.join(missing)} that its index names")

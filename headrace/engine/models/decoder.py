@@ -66,10 +66,7 @@ class DecoderLayer:
     ) -> Tensor:
         heads = self._qkv(self._input_norm(hidden)).view(hidden.shape[0], -1, self._head_dim)
         rotated = heads[:, : self._num_rotated]  # queries, then keys; the values behind them are not rotated
-        if self._qk_norm is None:
-            normed = rotated.clone()
-        else:
-            normed = rms_normalize(rotated, self._eps).mul_(self._qk_norm)
+        normed = rotated.clone() if self._qk_norm is None else rms_normalize(rotated, self._eps).mul_(self._qk_norm)
         rotary.rotate(normed, tables, out=rotated)
         # Every row of the step is written before any row reads: a sequence may share a block that another
         # sequence of the same step fills (prefix-cache hits are planned, not finished).
