@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.engine.attention import paged, reference
 from headrace.engine.attention.span import Span
 from headrace.engine.kv_cache import KVCache

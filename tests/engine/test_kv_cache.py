@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.engine.kv_cache import KVCache
 from headrace.engine.models.shape import model_shape
 

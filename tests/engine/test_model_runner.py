@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.core.batch import Batch, Chunk
 from headrace.core.request import Request, SamplingParams
 from headrace.core.scheduler import Scheduler, SchedulerConfig

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.engine.demo import DEMO_DIRECTORY
 from headrace.engine.models.decoder import expected_tensors
 from headrace.engine.models.shape import check_attention_window, model_shape, read_model_shape

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.core.request import Request, SamplingParams
 from headrace.core.sequence import Sequence
 from headrace.engine.sampler import apply_penalties, derive_seed, filtered_probabilities, sample, uniform

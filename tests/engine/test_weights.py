@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import headrace.engine  # noqa: F401 (before torch)
 from headrace.engine.weights import Checkpoint, RandomWeights
 from headrace.errors import ConfigError
 

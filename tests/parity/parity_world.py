@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import transformers
 
-import headrace.engine  # noqa: F401 (before torch: it sets how threads wait)
 from headrace.core.request import Request, SamplingParams
 from headrace.core.scheduler import Scheduler, SchedulerConfig
 from headrace.engine.config import EngineConfig

@@ -13,7 +13,7 @@ from headrace.engine.models.layers import can_pack
 NEW_TOKENS = 24
 PROMPTS = prompts_of_mixed_length(10, longest=120, seed=11)
 # Two prompts with a long common beginning, so that prefix caching has something to find.
-PROMPTS += [PROMPTS[1][:70] + [9, 9], PROMPTS[1][:70] + [8], list(PROMPTS[1])]
+PROMPTS += [[*PROMPTS[1][:70], 9, 9], [*PROMPTS[1][:70], 8], list(PROMPTS[1])]
 
 POLICIES = {
     "v1": {"scheduler_version": "v1", "enable_chunked_prefill": True},

@@ -9,8 +9,35 @@ from typing import Any
 
 from headrace.errors import ConfigError
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What sets one family apart from the others (reference: transformers' modelling code).
+
+    qkv_bias               biases on q, k and v always; with `reads_attention_bias` the configuration decides, and for
+                           the output projection as well
+    window_needs_switch    `sliding_window` counts only with `use_sliding_window`; None: the family has no window
+    default_head_dim       where config.json is silent; None: hidden_size / num_attention_heads
+    """
+
+    qkv_bias: bool = False
+    reads_attention_bias: bool = False
+    reads_mlp_bias: bool = False
+    qk_norm: bool = False
+    window_needs_switch: bool | None = None
+    default_head_dim: int | None = None
+
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(reads_attention_bias=True, reads_mlp_bias=True),
+    "MistralForCausalLM": Architecture(window_needs_switch=False),
+    "Qwen2ForCausalLM": Architecture(qkv_bias=True, window_needs_switch=True),
+    "Qwen3ForCausalLM": Architecture(
+        reads_attention_bias=True, qk_norm=True, window_needs_switch=True, default_head_dim=128
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +97,8 @@ def read_model_shape(model_dir: Path) -> ModelShape:
 
 def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelShape:
     """The shape that a Hugging Face configuration declares (`source` is the file's name for messages)."""
-    architecture = _architecture(config, source)
+    name = _architecture(config, source)
+    family = ARCHITECTURES[name]
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise ConfigError(f"{source}: quantization_config ({method}) is not supported; use a bf16, fp16 or fp32 model")
@@ -85,18 +113,14 @@ def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelSha
     hidden = _positive_int(config, "hidden_size", source)
     if heads % kv_heads:
         raise ConfigError(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    # Qwen3's default is 128 whatever the hidden size; the others divide (reference: transformers' config classes).
-    default_head_dim = 128 if architecture == "Qwen3ForCausalLM" else hidden // heads
-    head_dim = _positive_int(config, "head_dim", source, default=default_head_dim)
+    head_dim = _positive_int(config, "head_dim", source, default=family.default_head_dim or hidden // heads)
     if head_dim % 2:
         raise ConfigError(f"{source}: head_dim {head_dim} is odd, which rotary positions cannot use")
 
     theta, scaling = _rope(config, source)
-    attention_bias = bool(config.get("attention_bias", False))
-    is_qwen2 = architecture == "Qwen2ForCausalLM"  # biases on q, k and v, never on the output projection
-    has_output_bias = attention_bias and architecture in ("LlamaForCausalLM", "Qwen3ForCausalLM")
+    has_declared_bias = family.reads_attention_bias and bool(config.get("attention_bias", False))
     return ModelShape(
-        architecture=architecture,
+        architecture=name,
         vocab_size=_positive_int(config, "vocab_size", source),
         hidden_size=hidden,
         intermediate_size=_positive_int(config, "intermediate_size", source),
@@ -109,11 +133,11 @@ def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelSha
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=is_qwen2 or has_output_bias,
-        output_bias=has_output_bias,
-        mlp_bias=architecture == "LlamaForCausalLM" and bool(config.get("mlp_bias", False)),
-        qk_norm=architecture == "Qwen3ForCausalLM",
-        sliding_window=_sliding_window(config, architecture),
+        qkv_bias=family.qkv_bias or has_declared_bias,
+        output_bias=has_declared_bias,
+        mlp_bias=family.reads_mlp_bias and bool(config.get("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        sliding_window=_sliding_window(config, family),
     )
 
 
@@ -129,11 +153,11 @@ def check_attention_window(shape: ModelShape, max_model_len: int) -> None:
 def _architecture(config: dict[str, Any], source: str) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
-        raise ConfigError(f"{source}: key 'architectures' is missing; supported: {', '.join(SUPPORTED)}")
+        raise ConfigError(f"{source}: key 'architectures' is missing; supported: {', '.join(ARCHITECTURES)}")
     for name in names:
-        if name in SUPPORTED:
+        if name in ARCHITECTURES:
             return str(name)
-    raise ConfigError(f"{source}: architecture {names[0]} is not supported; supported: {', '.join(SUPPORTED)}")
+    raise ConfigError(f"{source}: architecture {names[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
 def _positive_int(config: dict[str, Any], key: str, source: str, default: int | None = None) -> int:
@@ -183,11 +207,9 @@ def _rope(config: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
     )
 
 
-def _sliding_window(config: dict[str, Any], architecture: str) -> int | None:
+def _sliding_window(config: dict[str, Any], family: Architecture) -> int | None:
     window = config.get("sliding_window")
-    if not isinstance(window, int):
+    if not isinstance(window, int) or family.window_needs_switch is None:
         return None
-    if architecture == "MistralForCausalLM":
-        return window
-    # Qwen2 and Qwen3 declare a window that is off unless `use_sliding_window`; Llama has none.
-    return window if architecture.startswith("Qwen") and config.get("use_sliding_window", False) else None
+    is_on = not family.window_needs_switch or bool(config.get("use_sliding_window", False))
+    return window if is_on else None
