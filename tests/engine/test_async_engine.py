@@ -93,7 +93,11 @@ def test_many_requests_at_once_get_their_own_outputs() -> None:
 
 def test_a_stop_string_ends_the_request_in_the_core_too() -> None:
     async def test(world: World) -> None:
+        world.runner.hold()
+        for _ in range(4):
+            world.runner.allow()
         outputs = await read(world.engine.submit(request(max_tokens=200, stop=("cd",))))
+        world.runner.allow()  # the step that may have begun before the stop was seen; no other may follow
         assert text(outputs) == "ab"
         assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == (FinishReason.STOP, "cd")
         assert outputs[-1].num_output_tokens == 4
@@ -365,7 +369,7 @@ def test_health_is_progress_and_not_a_running_process() -> None:
 def test_drain_waits_for_what_runs() -> None:
     async def test(world: World) -> None:
         reading = asyncio.create_task(read(world.engine.submit(request(max_tokens=50))))
-        await world.engine.drain(30)
+        await world.engine.drain(3600)
         assert (await reading)[-1].finish_reason is FinishReason.LENGTH
 
     in_world(test)
@@ -385,8 +389,12 @@ def test_drain_aborts_the_rest_and_each_stream_gets_its_end() -> None:
 
 def test_closing_ends_the_thread_and_is_idempotent() -> None:
     async def test(world: World) -> None:
+        world.runner.hold()
         stream = world.engine.submit(request(max_tokens=200))
+        await entered(world.runner)
+        world.runner.allow()
         await anext(stream)
+        world.runner.release()
         world.engine.close()
         world.engine.close()
         assert (await read(stream))[-1].finish_reason is FinishReason.ABORT
