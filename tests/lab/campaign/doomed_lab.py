@@ -19,6 +19,7 @@ import aiohttp  # noqa: F401  (what a campaign imports on its way is here before
 from campaign_world import World
 
 import headrace.lab.client  # noqa: F401
+from headrace.lab.campaign.provenance import code_version
 
 EVENTS = ("open", "os.rename", "os.mkdir", "os.listdir", "subprocess.Popen", "socket.connect", "fcntl.flock", "os.kill")
 
@@ -41,6 +42,7 @@ def live(out: Path, seats: list[int], repeats: int, instant: int, answer: int) -
 
 def main() -> None:
     out, seats, repeats = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+    code_version()  # read once for all lives: an edit of the sources meanwhile would rightly make runs outdated
     for line in sys.stdin:
         heard, said = os.pipe()
         child = os.fork()

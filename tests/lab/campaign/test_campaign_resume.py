@@ -82,7 +82,7 @@ def test_killed_anywhere_and_resumed_until_done(tmp_path: Path, seed: int) -> No
             kept = now
             assert status in (0, -signal.SIGKILL)
             deaths += status != 0
-        assert deaths >= 4, "this seed tries too little"
+        assert deaths >= 2, "this seed tries too little"
         assert sorted(kept) == [f"cells/{run}" for run in RUNS]
         study = study_from_json((out / "study.json").read_text(), source="study")
         assert [[run.metrics["completed"] for run in cell.runs] for cell in study.cells] == [[6, 6], [6, 6]]
