@@ -15,6 +15,7 @@ distribution in order of token id.  What else is in the batch, a preemption or a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence as Rows
 
 import torch
@@ -85,8 +86,10 @@ def filtered_probabilities(logits: Tensor, params: Rows[SamplingParams]) -> Tens
         scaled = scaled.masked_fill(scaled - scaled.amax(dim=-1, keepdim=True) < floor, -torch.inf)
     vocab = scaled.shape[-1]
     limits = [each.top_k if 0 < each.top_k < vocab else vocab for each in params]
-    for group, width in _sort_widths(limits, params, vocab):
-        scaled[group] = _filter_sorted(scaled[group], [limits[row] for row in group], [params[r] for r in group], width)
+    for group, width in _sort_widths(scaled, limits, params):
+        limit = torch.tensor([[limits[row]] for row in group])
+        top_p = torch.tensor([[params[row].top_p] for row in group], dtype=torch.float64)
+        scaled[group] = _truncate(scaled[group], limit, top_p, width)
     return torch.softmax(scaled, dim=-1)
 
 
@@ -111,13 +114,14 @@ def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
     """In place, one row.  Repetition counts prompt and output, the other two the output alone (as vLLM)."""
     params = sequence.request.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sequence.token_ids).unique()
+        seen = torch.tensor(sorted(set(sequence.token_ids)))
         values = logits[seen]
         penalty = params.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if sequence.output_token_ids and (params.frequency_penalty or params.presence_penalty):
-        ids, counts = torch.tensor(sequence.output_token_ids).unique(return_counts=True)
-        logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        counts = Counter(sequence.output_token_ids)
+        cost = params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
+        logits[list(counts)] -= cost
 
 
 def _mask_end_tokens(logits: Tensor, sequence: Sequence) -> None:
@@ -135,46 +139,45 @@ def _number_for(sequence: Sequence, engine_seed: int) -> float:
     return uniform(seed, sequence.num_tokens)
 
 
-def _sort_widths(limits: Rows[int], params: Rows[SamplingParams], vocab: int) -> list[tuple[list[int], int]]:
-    """Rows to filter, grouped by how many of their largest values must be sorted."""
-    narrow, wide = [], []
-    for row, each in enumerate(params):
-        if limits[row] < vocab or each.top_p < 1.0:
-            (narrow if limits[row] <= _TOP_CANDIDATES else wide).append(row)
-    groups = []
-    if narrow:
-        groups.append((narrow, max(limits[row] for row in narrow)))
-    if wide:
-        groups.append((wide, vocab))
-    return groups
+def _sort_widths(scaled: Tensor, limits: Rows[int], params: Rows[SamplingParams]) -> list[tuple[list[int], int]]:
+    """Rows to truncate, grouped by how many of their largest values must be sorted."""
+    vocab = scaled.shape[-1]
+    narrow = [row for row, limit in enumerate(limits) if limit <= min(_TOP_CANDIDATES, vocab - 1)]
+    groups = {max((limits[row] for row in narrow), default=0): narrow}
+    wide = [row for row, limit in enumerate(limits) if _TOP_CANDIDATES < limit < vocab]
+    nucleus = [row for row, limit in enumerate(limits) if limit == vocab and params[row].top_p < 1.0]
+    if nucleus:
+        candidates = scaled[nucleus]
+        width = min(_TOP_CANDIDATES, vocab)
+        mass = candidates.topk(width, dim=-1).values.logsumexp(dim=-1) - candidates.logsumexp(dim=-1)
+        is_enough = (mass.exp() > torch.tensor([params[row].top_p for row in nucleus])).tolist()
+        enough = [row for row, each in zip(nucleus, is_enough, strict=True) if each]
+        wide += [row for row, each in zip(nucleus, is_enough, strict=True) if not each]
+        groups[width] = groups.get(width, []) + enough
+    groups[vocab] = groups.get(vocab, []) + wide
+    return [(rows, width) for width, rows in groups.items() if rows]
 
 
-def _filter_sorted(scaled: Tensor, limits: Rows[int], params: Rows[SamplingParams], width: int) -> Tensor:
-    """Top-k, then top-p of what is left.  Only values are sorted: a threshold says the rest."""
-    largest = scaled.topk(min(width, _TOP_CANDIDATES), dim=-1).values if width == scaled.shape[-1] else None
-    if largest is not None and not _covers_nucleus(scaled, largest, limits, params):
-        largest = None
-    if largest is None:
-        largest = scaled.topk(width, dim=-1).values
-    columns = torch.tensor([[min(limit, largest.shape[-1])] for limit in limits])
-    kth = largest.gather(1, columns - 1)
-    kth[torch.tensor(limits) >= scaled.shape[-1]] = -torch.inf
-    kept = largest.masked_fill(largest < kth, -torch.inf)
-    top_p = torch.tensor([[each.top_p] for each in params], dtype=torch.float64)
-    # The mass of the rows without a top-k limit is that of the whole vocabulary, not only of what was sorted.
-    total = scaled.masked_fill(scaled < kth, -torch.inf).double().logsumexp(dim=-1, keepdim=True)
-    before = (kept.double() - total).exp()
-    before = before.cumsum(dim=-1) - before
-    inside = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
-    nucleus = kept.gather(1, inside - 1)
+def _truncate(scaled: Tensor, limit: Tensor, top_p: Tensor, width: int) -> Tensor:
+    """Top-k, then top-p of what is left, with the `width` largest values sorted.
+
+    Only values are sorted: a threshold says the rest.  `limit` and `top_p` are `[rows, 1]`; where no value may be cut
+    by its rank, `limit` is the vocabulary's size.
+    """
+    largest = scaled.topk(width, dim=-1).values
+    kth = largest.gather(1, limit.clamp(max=width) - 1)
+    kth[limit == scaled.shape[-1]] = -torch.inf
+    # What is left in the whole row, not only of what was sorted: ties with the k-th value, or the tail.
+    # Summed in fp64: in fp32 the last token of a wide nucleus would be a matter of rounding.
+    best = largest[:, :1]
+    weights = (scaled - best).exp_().masked_fill_(scaled < kth, 0.0)
+    shares = (largest - best).double().exp() / weights.sum(dim=-1, keepdim=True, dtype=torch.float64)
+    before = shares.cumsum(dim=-1) - shares
+    is_inside = (before < top_p) & (largest >= kth)
+    last = is_inside.sum(dim=-1, keepdim=True).clamp(min=1) - 1
+    nucleus = largest.gather(1, last)
     nucleus[top_p >= 1.0] = -torch.inf
     return scaled.masked_fill(scaled < torch.maximum(kth, nucleus), -torch.inf)
-
-
-def _covers_nucleus(scaled: Tensor, largest: Tensor, limits: Rows[int], params: Rows[SamplingParams]) -> bool:
-    mass = (largest.double().logsumexp(dim=-1) - scaled.double().logsumexp(dim=-1)).exp().tolist()
-    fits = [limit <= largest.shape[-1] or limit >= scaled.shape[-1] for limit in limits]
-    return all(ok and share >= each.top_p for ok, share, each in zip(fits, mass, params, strict=True))
 
 
 def _logprobs(raw: Tensor, sequences: Rows[Sequence], tokens: Rows[int], wanted: Rows[int]) -> dict[str, TokenLogprob]:
