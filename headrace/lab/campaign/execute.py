@@ -214,6 +214,8 @@ class _Campaign:
         self.seals[task.cell.name, task.repeat] = seal
         text = f"failed ({failure.kind}): {failure.message}" if failure else _one_line(result, seal.duration_s)
         self.reporter.ended(label, text, good=failure is None)
+        for warning in result.warnings if result is not None else ():
+            self.reporter.note(f"  {label}: {warning}")
 
     def _measure_once(
         self, task: Task, label: str, directory: Path, nonce: str, server_facts: dict[str, Json]

@@ -24,14 +24,20 @@ _SMALL_FILE_BYTES = 1 << 20
 _SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn")
 
 
+# What only reads results: an edit there must not make a campaign measure again.  Everything else counts, new rooms
+# included, since forgetting one here costs time and forgetting one there would mix results.
+_READERS = ("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py")
+
+
 @cache
 def code_version() -> str:
-    """The release, and a digest of the package's own source: an edited checkout is another version."""
+    """The release, and a digest of the source that can change a measurement: an edited checkout is another version."""
     package = Path(headrace.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
-        if path.is_file() and path.suffix not in (".pyc", ".pyo"):
-            digest.update(f"{path.relative_to(package)}\0{checksum(path)}\n".encode())
+        name = path.relative_to(package).as_posix()
+        if path.is_file() and path.suffix not in (".pyc", ".pyo") and not name.startswith(_READERS):
+            digest.update(f"{name}\0{checksum(path)}\n".encode())
     return f"{VERSION}+source.{digest.hexdigest()[:16]}"
 
 

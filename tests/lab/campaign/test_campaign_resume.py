@@ -131,6 +131,22 @@ def test_runs_of_other_code_are_measured_again(world: World, monkeypatch: pytest
     assert "was measured by other code" in world.reporter.lines[0]
 
 
+def test_the_code_version_is_of_what_can_change_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "headrace"
+    for name in ("core/scheduler.py", "lab/client/load.py", "lab/report/page.py", "lab/findings/compare.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    monkeypatch.setattr(provenance.headrace, "__file__", str(package / "__init__.py"))
+
+    def version_after(name: str) -> str:
+        (package / name).write_text("# edited")
+        return provenance.code_version.__wrapped__()
+
+    before = provenance.code_version.__wrapped__()
+    assert version_after("lab/report/page.py") == version_after("lab/findings/compare.py") == before
+    assert before != version_after("core/scheduler.py") != version_after("lab/client/load.py")
+
+
 def test_a_directory_that_a_live_process_owns_is_refused(tmp_path: Path) -> None:
     """Where the lock does not hold (some network file systems), the owner's identity does."""
     directory = tmp_path / "run-1"
