@@ -75,9 +75,10 @@ class BlockManager:
         """Blocks that already hold the beginning of `sequence`; changes nothing.
 
         At least one token is always left to compute: at most `(len - 1) // block_size` blocks are returned, or
-        with `whole` (V0) all full blocks, and then the caller recomputes the last token.
+        with `whole` (V0) all full blocks, and then the caller recomputes the last token.  None for a request that
+        needs every position of its prompt computed.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or sequence.request.params.prompt_logprobs is not None:
             return []
         most = (sequence.num_tokens - (0 if whole else 1)) // self.block_size
         self._extend_keys(sequence, most)

@@ -21,7 +21,9 @@ class SamplingParams:
     """How to choose tokens and when to stop; names and defaults are vLLM's (reference: vLLM SamplingParams).
 
     `temperature == 0` means greedy.  `top_k == 0` and `top_p == 1` switch the filter off.  `logprobs` is the
-    number of alternatives to report beside the chosen token, or None for no log-probabilities at all.
+    number of alternatives to report beside the chosen token, or None for no log-probabilities at all;
+    `prompt_logprobs` is the same for the tokens of the prompt, and such a request reads nothing from the prefix cache:
+    all of its positions are computed.  `bad_words_token_ids` are the forbidden words in the tokenizer's spellings.
     Stop *strings* are matched on text, outside the core; the core sees ids only.
     """
 
@@ -41,6 +43,10 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

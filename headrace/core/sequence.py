@@ -29,6 +29,7 @@ class Sequence:
     num_cached_tokens tokens served from the prefix cache at the first admission (usage reports it)
     num_preemptions   how often it lost its blocks
     order             running number of the request in its scheduler: who came first
+    sampling_state    what the engine's sampler keeps with the sequence; the core never looks at it
     """
 
     # Prompts stay what the caller passed (a `range` in simulations): nothing is copied until someone reads
@@ -53,6 +54,7 @@ class Sequence:
         "prefill_length",
         "request",
         "request_id",
+        "sampling_state",
         "stop_reason",
     )
 
@@ -71,6 +73,7 @@ class Sequence:
         self.num_preemptions = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        self.sampling_state: object | None = None
         self.block_table: list[int] = []
         # Owned by the block manager: keys known so far, and how many leading blocks are findable by them.
         self.block_keys: list[BlockKey] = []

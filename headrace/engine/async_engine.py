@@ -21,6 +21,7 @@ from headrace.core.batch import TokenEvent
 from headrace.core.request import FinishReason, Request
 from headrace.engine.config import EngineConfig
 from headrace.engine.engine import Engine as StepEngine
+from headrace.engine.engine import Logprobs, PromptLogprobs
 from headrace.engine.outputs import (
     EngineStats,
     FinishedRequest,
@@ -105,7 +106,8 @@ class _Delivery:
     ended_s: float
     admitted: tuple[tuple[str, int], ...]
     events: tuple[TokenEvent, ...]
-    logprobs: Mapping[str, TokenLogprob]
+    logprobs: Logprobs
+    prompt_logprobs: PromptLogprobs
     started_s: float
     refused: tuple[tuple[str, Exception], ...]
 
@@ -365,7 +367,7 @@ class AsyncEngine:
             if (stream := self._stream(event.request_id, delivery)) is not None:
                 if event.token_id is not None:
                     self._note_token(stream, now_s)
-                self._on_event(stream, event, delivery.logprobs.get(event.request_id))
+                self._on_event(stream, event, delivery)
 
     def _stream(self, request_id: str, delivery: _Delivery) -> _Stream | None:
         """The stream that a delivery speaks of.  An id may be used again after an abort: the step thread may not have
@@ -373,9 +375,10 @@ class AsyncEngine:
         stream = self._streams.get(request_id)
         return stream if stream is not None and stream.command <= delivery.seen else None
 
-    def _on_event(self, stream: _Stream, event: TokenEvent, logprob: TokenLogprob | None) -> None:
+    def _on_event(self, stream: _Stream, event: TokenEvent, delivery: _Delivery) -> None:
+        name = event.request_id
         try:
-            output = stream.assembler.push(event, logprob)
+            output = stream.assembler.push(event, delivery.logprobs.get(name), delivery.prompt_logprobs.get(name))
         except Exception as error:
             logger.exception("request %s: its output cannot be decoded", event.request_id)
             output = Output(
@@ -453,7 +456,7 @@ class AsyncEngine:
                     engine.refresh_stats()
                     if refused:
                         now_s = engine.now_s()
-                        self._post(self._deliver, _Delivery(seen, 0, now_s, (), (), {}, now_s, refused))
+                        self._post(self._deliver, _Delivery(seen, 0, now_s, (), (), {}, {}, now_s, refused))
                     continue
                 step = engine.step()
                 self._post(
@@ -465,6 +468,7 @@ class AsyncEngine:
                         admitted=step.admitted,
                         events=step.events,
                         logprobs=step.logprobs,
+                        prompt_logprobs=step.prompt_logprobs,
                         started_s=step.started_s,
                         refused=refused,
                     ),

@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace.engine")
 
+Logprobs = Mapping[str, TokenLogprob]
+PromptLogprobs = Mapping[str, tuple[TokenLogprob, ...]]
+
 _RECENT_STEPS = 1024
 _P99_EVERY = 32  # sorting the recent steps costs more than a small step should pay each time
 
 
 class RunnerOutput(Protocol):
-    """`logprobs` has an entry for each request of the batch that asked for them."""
+    """`logprobs` has an entry for each request of the batch that asked for them, `prompt_logprobs` one for each that
+    asked and samples its first token."""
 
     @property
     def result(self) -> StepResult: ...
     @property
-    def logprobs(self) -> Mapping[str, TokenLogprob]: ...
+    def logprobs(self) -> Logprobs: ...
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs: ...
 
 
 class Runner(Protocol):
@@ -50,7 +56,8 @@ class Step:
     num_tokens: int
     admitted: tuple[tuple[str, int], ...]
     events: tuple[TokenEvent, ...]
-    logprobs: Mapping[str, TokenLogprob]
+    logprobs: Logprobs
+    prompt_logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +118,9 @@ class Engine:
         started_s = self.now_s()
         batch = self.scheduler.schedule()
         self.turn = Turn(started_s, batch.num_tokens)
-        result, logprobs = self._run(batch)
+        result, logprobs, prompt_logprobs = self._run(batch)
         events = self.scheduler.commit(batch, result)
-        return self._account(batch, events, logprobs, started_s)
+        return self._account(batch, events, logprobs, prompt_logprobs, started_s)
 
     def stats(self) -> EngineStats:
         """The snapshot after the latest step; may be read from any thread."""
@@ -123,10 +130,10 @@ class Engine:
         """Take a new snapshot, after requests came or went without a step."""
         self._stats = self._snapshot()
 
-    def _run(self, batch: Batch) -> tuple[StepResult, Mapping[str, TokenLogprob]]:
+    def _run(self, batch: Batch) -> tuple[StepResult, Logprobs, PromptLogprobs]:
         """Compute a batch.  A failing model fails the requests of this batch, never the loop."""
         if not batch.chunks:
-            return StepResult(()), {}
+            return StepResult(()), {}, {}
         try:
             output = self.runner.run(batch)
         except Exception as error:
@@ -135,12 +142,17 @@ class Engine:
             logger.exception("step %d failed; its %d requests end with an error", batch.step, len(batch.chunks))
             reason = f"the model failed in step {batch.step} ({self.last_failure})"
             failed = {chunk.sequence.request_id: reason for chunk in batch.chunks}
-            return StepResult((0,) * sum(chunk.samples for chunk in batch.chunks), failed), {}
+            return StepResult((0,) * sum(chunk.samples for chunk in batch.chunks), failed), {}, {}
         self.consecutive_failures = 0
-        return output.result, output.logprobs
+        return output.result, output.logprobs, output.prompt_logprobs
 
     def _account(
-        self, batch: Batch, events: tuple[TokenEvent, ...], logprobs: Mapping[str, TokenLogprob], started_s: float
+        self,
+        batch: Batch,
+        events: tuple[TokenEvent, ...],
+        logprobs: Logprobs,
+        prompt_logprobs: PromptLogprobs,
+        started_s: float,
     ) -> Step:
         ended_s = self.now_s()
         num_tokens, seconds = batch.num_tokens, ended_s - started_s
@@ -166,6 +178,7 @@ class Engine:
             admitted=tuple((each.request_id, each.num_cached_tokens) for each in batch.admitted),
             events=events,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _snapshot(self) -> EngineStats:
@@ -211,8 +224,12 @@ def generate(engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request]) 
                 assemblers[request_id].num_cached_tokens = num_cached
         for event in step.events:
             assembler = assemblers.get(event.request_id)
-            output = None if assembler is None else assembler.push(event, step.logprobs.get(event.request_id))
-            if assembler is None or output is None:
+            if assembler is None:
+                continue
+            output = assembler.push(
+                event, step.logprobs.get(event.request_id), step.prompt_logprobs.get(event.request_id)
+            )
+            if output is None:
                 continue
             parts[event.request_id].append(output)
             if output.finish_reason is not None:
@@ -232,6 +249,7 @@ def _join(parts: Sequence[Output]) -> Output:
         num_cached_tokens=last.num_cached_tokens,
         num_output_tokens=last.num_output_tokens,
         logprobs=None if last.logprobs is None else tuple(one for part in parts for one in part.logprobs or ()),
+        prompt_logprobs=parts[0].prompt_logprobs,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         error=last.error,

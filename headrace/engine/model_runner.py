@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from headrace.core.batch import Batch, Chunk, StepResult
 from headrace.core.sequence import Sequence
@@ -19,7 +20,9 @@ from headrace.engine.config import EngineConfig
 from headrace.engine.kv_cache import DTYPES, KVCache
 from headrace.engine.models.decoder import Decoder, expected_tensors
 from headrace.engine.models.shape import check_attention_window, read_model_shape
+from headrace.engine.masks import state_of
 from headrace.engine.outputs import TokenLogprob
+from headrace.engine.prompt_logprobs import collect, wants_prompt
 from headrace.engine.sampler import sample
 from headrace.engine.weights import Checkpoint, RandomWeights
 from headrace.errors import ConfigError
@@ -27,10 +30,14 @@ from headrace.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a step produced; `logprobs` by request id, for requests that asked."""
+    """What a step produced; `logprobs` by request id, for requests that asked.
+
+    `prompt_logprobs` has all of a prompt's tokens but the first, in the step that samples the first output token.
+    """
 
     result: StepResult
     logprobs: Mapping[str, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +128,23 @@ class ModelRunner:
         if failed:
             self._cache.scrub([b for c in chunks if c.sequence.request_id in failed for b in c.sequence.block_table])
             logits = logits.nan_to_num(0.0, 0.0, 0.0)
+        for chunk, row in zip(chunks, inputs.last_rows.tolist(), strict=True):
+            if wants_prompt(chunk) and chunk.sequence.request_id not in failed:
+                collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._padded_logits)
         if not sampled:
             return RunnerOutput(StepResult((), failed))
         tokens, logprobs = sample(logits, sampled, self.config.seed)
-        return RunnerOutput(StepResult(tuple(tokens), failed), logprobs)
+        prompts = {
+            each.request_id: tuple(state_of(each).prompt_logprobs)
+            for each in sampled
+            if each.request.params.prompt_logprobs is not None and not each.num_output_tokens
+        }
+        return RunnerOutput(StepResult(tuple(tokens), failed), logprobs, prompts)
+
+    def _padded_logits(self, hidden: Tensor) -> Tensor:
+        """Logits `[rows, vocab_size]`, computed for a number of rows that has its kernel already."""
+        rows = hidden.shape[0]
+        return self._model.logits(functional.pad(hidden, (0, 0, 0, padded_rows(rows) - rows)))[:rows]
 
     @staticmethod
     def _failures(values: Tensor, sequences: list[Sequence], what: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ class Output:
 
     `text` never splits a character and never holds part of a stop string; it may be empty only in the last
     output.  `token_ids` are the tokens since the previous output (several when text was held back).
+    `prompt_logprobs` (of all prompt tokens but the first) come once, with the first output.
     `num_output_tokens` counts sampled tokens so far, the end token included.
     """
 
@@ -39,6 +40,7 @@ class Output:
     num_cached_tokens: int
     num_output_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str | None = None
@@ -106,9 +108,17 @@ class OutputAssembler:
         self._wants_logprobs = request.params.logprobs is not None
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
-    def push(self, event: TokenEvent, logprob: TokenLogprob | None = None) -> Output | None:
+    def push(
+        self,
+        event: TokenEvent,
+        logprob: TokenLogprob | None = None,
+        prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> Output | None:
         """The next Output, or None while there is nothing to show (half a character, a possible stop string)."""
+        if prompt_logprobs is not None:
+            self._prompt_logprobs = prompt_logprobs
         text, reason, stop_reason = "", event.finish_reason, event.stop_reason
         if event.token_id is not None:
             self.num_output_tokens += 1
@@ -143,10 +153,12 @@ class OutputAssembler:
             num_cached_tokens=self.num_cached_tokens,
             num_output_tokens=self.num_output_tokens,
             logprobs=tuple(self._logprobs) if self._wants_logprobs else None,
+            prompt_logprobs=self._prompt_logprobs,
             finish_reason=reason,
             stop_reason=stop_reason,
             error=error,
         )
         self._token_ids.clear()
         self._logprobs.clear()
+        self._prompt_logprobs = None
         return output

@@ -1,8 +1,7 @@
 """Logits -> tokens.
 
-Order, as in vLLM: repetition, frequency and presence penalties; end tokens masked before `min_tokens`; greedy rows
-take the most likely token (the lowest id among equals); the others divide by the temperature and apply min-p, top-k,
-top-p.  The filters keep values equal to their threshold, so no result depends on how a sort breaks ties.  Reported
+Order, as in vLLM: what a request may not say (masks.py); repetition, frequency and presence penalties; greedy rows take
+the most likely token (the lowest id among equals); the others divide by the temperature and apply min-p, top-k, top-p.  The filters keep values equal to their threshold, so no result depends on how a sort breaks ties.  Reported
 log-probabilities are of the raw distribution, before all of this.
 
 Ranges (checked by the server): temperature >= 0 (below 1e-5 is greedy), 0 < top_p <= 1, top_k >= 0 (0 = off),
@@ -23,7 +22,9 @@ from torch import Tensor
 
 from headrace.core.request import SamplingParams
 from headrace.core.sequence import Sequence
+from headrace.engine.masks import is_masked, mask
 from headrace.engine.outputs import TokenLogprob
+from headrace.engine.prompt_logprobs import describe
 
 GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
@@ -63,8 +64,8 @@ def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple
     if changed:
         logits = raw.clone()
         for row in changed:
+            mask(logits[row], sequences[row])
             apply_penalties(logits[row], sequences[row])
-            _mask_end_tokens(logits[row], sequences[row])
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
     if random:
@@ -106,7 +107,7 @@ def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
         params.repetition_penalty != 1.0
         or params.presence_penalty != 0.0
         or params.frequency_penalty != 0.0
-        or sequence.num_output_tokens < params.min_tokens
+        or is_masked(sequence)
     )
 
 
@@ -122,14 +123,6 @@ def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
         counts = Counter(sequence.output_token_ids)
         cost = params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
         logits[list(counts)] -= cost
-
-
-def _mask_end_tokens(logits: Tensor, sequence: Sequence) -> None:
-    params = sequence.request.params
-    if sequence.num_output_tokens < params.min_tokens:
-        ends = [token for token in sequence.end_ids if 0 <= token < logits.shape[0]]
-        if len(ends) < logits.shape[0]:
-            logits[ends] = -torch.inf
 
 
 def _number_for(sequence: Sequence, engine_seed: int) -> float:
@@ -184,15 +177,6 @@ def _logprobs(raw: Tensor, sequences: Rows[Sequence], tokens: Rows[int], wanted:
     if not wanted:
         return {}
     rows = torch.log_softmax(raw[list(wanted)], dim=-1)
-    chosen = rows.gather(1, torch.tensor([[tokens[row]] for row in wanted]))
-    ranks = ((rows > chosen).sum(dim=-1) + 1).tolist()
-    count = min(max(sequences[row].request.params.logprobs or 0 for row in wanted), rows.shape[-1])
-    top = rows.topk(count, dim=-1)
-    result = {}
-    for index, row in enumerate(wanted):
-        number = sequences[row].request.params.logprobs or 0
-        pairs = zip(top.indices[index, :number].tolist(), top.values[index, :number].tolist(), strict=True)
-        result[sequences[row].request_id] = TokenLogprob(
-            token_id=tokens[row], logprob=float(chosen[index, 0]), rank=int(ranks[index]), top=tuple(pairs)
-        )
-    return result
+    numbers = [sequences[row].request.params.logprobs or 0 for row in wanted]
+    found = describe(rows, [tokens[row] for row in wanted], numbers)
+    return {sequences[row].request_id: each for row, each in zip(wanted, found, strict=True)}

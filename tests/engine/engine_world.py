@@ -48,6 +48,7 @@ def config(**changes: object) -> EngineConfig:
 class ScriptedOutput:
     result: StepResult
     logprobs: Mapping[str, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
 class ScriptedRunner:

@@ -1,0 +1,89 @@
+"""Which tokens a request may not produce next, and which it likes more: applied to its logits before sampling.
+
+In this order, as in vLLM: allowed token ids, bad words, end tokens before `min_tokens`, logit bias.  A rule that would
+forbid everything that is left does not apply: a bad word that is the only way on is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headrace.core.request import SamplingParams
+from headrace.core.sequence import Sequence
+
+if TYPE_CHECKING:
+    from headrace.engine.outputs import TokenLogprob
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """What sampling keeps for a sequence between steps, through preemptions too; it dies with the sequence."""
+
+    allowed: Tensor | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+def state_of(sequence: Sequence) -> SamplingState:
+    """The state of `sequence`, made when it is first asked for."""
+    state = sequence.sampling_state
+    if not isinstance(state, SamplingState):
+        state = sequence.sampling_state = SamplingState()
+    return state
+
+
+def is_masked(sequence: Sequence) -> bool:
+    """Whether `mask` would change the next logits of `sequence` (true too often is harmless)."""
+    params = sequence.request.params
+    return bool(
+        params.logit_bias
+        or params.allowed_token_ids
+        or params.bad_words_token_ids
+        or sequence.num_output_tokens < params.min_tokens
+    )
+
+
+def mask(logits: Tensor, sequence: Sequence) -> None:
+    """Apply the rules of one request to its row `[vocab]`, in place."""
+    params = sequence.request.params
+    if params.allowed_token_ids:
+        _keep_only(logits, sequence, params)
+    if params.bad_words_token_ids:
+        _forbid(logits, _ends_of_bad_words(sequence))
+    if sequence.num_output_tokens < params.min_tokens:
+        _forbid(logits, [token for token in sequence.end_ids if 0 <= token < logits.shape[0]])
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        logits[list(ids)] += torch.tensor(values)
+
+
+def _keep_only(logits: Tensor, sequence: Sequence, params: SamplingParams) -> None:
+    state = state_of(sequence)
+    if state.allowed is None:
+        state.allowed = torch.tensor(params.allowed_token_ids)
+    kept = logits[state.allowed]
+    logits.fill_(-torch.inf)
+    logits[state.allowed] = kept
+
+
+def _ends_of_bad_words(sequence: Sequence) -> list[int]:
+    """Tokens that would complete a forbidden word; as in vLLM, only the output counts as its beginning."""
+    output = sequence.output_token_ids
+    ends = []
+    for word in sequence.request.params.bad_words_token_ids:
+        start = word[:-1]
+        if not start or (len(start) <= len(output) and output[-len(start) :] == list(start)):
+            ends.append(word[-1])
+    return ends
+
+
+def _forbid(logits: Tensor, ids: list[int]) -> None:
+    if not ids:
+        return
+    before = logits[ids]
+    logits[ids] = -torch.inf
+    if logits.max() == -torch.inf:
+        logits[ids] = before

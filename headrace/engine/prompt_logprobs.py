@@ -1,0 +1,59 @@
+"""Log-probabilities of prompts, from the forward pass that computes the prompt anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from headrace.core.batch import Chunk
+from headrace.engine.masks import state_of
+from headrace.engine.outputs import TokenLogprob
+
+# Rows whose logits exist at once: 64 of a vocabulary of 150,000 are 38 MB in fp32, and the same again normalised.
+ROWS_AT_ONCE = 64
+
+
+def wants_prompt(chunk: Chunk) -> bool:
+    """Whether the chunk computes positions whose prompt log-probabilities are not known yet."""
+    sequence = chunk.sequence
+    return (
+        sequence.request.params.prompt_logprobs is not None
+        and len(state_of(sequence).prompt_logprobs) < sequence.num_prompt_tokens - 1
+    )
+
+
+def collect(chunk: Chunk, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+    """Add what `chunk` tells about its prompt to the sequence's sampling state.
+
+    `hidden` `[chunk.length, hidden_size]` are its rows in order of position; `head` makes logits of them.  Position p
+    predicts the token at p + 1, so the first token of a prompt has no log-probability, and the last position belongs to
+    the output.
+    """
+    sequence, start, length, _ = chunk
+    known = state_of(sequence).prompt_logprobs
+    # Not from `start`: after a preemption the prompt is computed again, but told once.
+    first, last = len(known), min(start + length, sequence.num_prompt_tokens - 1)
+    for begin in range(first, last, ROWS_AT_ONCE):
+        end = min(begin + ROWS_AT_ONCE, last)
+        rows = torch.log_softmax(head(hidden[begin - start : end - start]), dim=-1)
+        number = sequence.request.params.prompt_logprobs or 0
+        known += describe(rows, sequence.tokens_between(begin + 1, end + 1), [number] * (end - begin))
+
+
+def describe(rows: Tensor, tokens: Sequence[int], numbers: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probability, rank and `numbers[i]` alternatives of `tokens[i]` in `rows[i]` of log-probabilities."""
+    chosen = rows.gather(1, torch.tensor(tokens).unsqueeze(1))
+    ranks = ((rows > chosen).sum(dim=-1) + 1).tolist()
+    top = rows.topk(min(max(numbers), rows.shape[-1]), dim=-1)
+    ids, values, own = top.indices.tolist(), top.values.tolist(), chosen.squeeze(1).tolist()
+    return [
+        TokenLogprob(
+            token_id=token,
+            logprob=own[i],
+            rank=ranks[i],
+            top=tuple(zip(ids[i][: numbers[i]], values[i][: numbers[i]], strict=True)),
+        )
+        for i, token in enumerate(tokens)
+    ]
