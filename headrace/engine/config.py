@@ -13,6 +13,7 @@ from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
 from headrace.engine.models.shape import ModelShape, check_attention_window
+from headrace.engine.step_log import DEFAULT_MAX_BYTES, LEAST_MAX_BYTES, StepLogConfig
 from headrace.errors import ConfigError
 from headrace.sizing import rules
 from headrace.sizing.context import fit_max_model_len
@@ -48,6 +49,7 @@ class EngineConfig:
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
     chat_template    Jinja text that replaces the tokenizer's own template, or None
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
+    step_log         where each step is noted, or None
     """
 
     model: str
@@ -71,6 +73,7 @@ class EngineConfig:
     chat_template: str | None
     model_path: Path | None
     max_num_queued_reqs: int = DEFAULT_QUEUE
+    step_log: StepLogConfig | None = None
 
     @property
     def policy(self) -> str:
@@ -88,7 +91,7 @@ class EngineConfig:
 @dataclass(frozen=True, slots=True)
 class EngineArgs:
     """Declared options; None means "not given".  Names and meanings are vLLM's, `--max-model-len` is
-    `max_model_len`.  Ours are `scheduler_version` and `num_threads`."""
+    `max_model_len`.  Ours are `scheduler_version`, `num_threads` and `step_log*`."""
 
     model: str | None = None
     served_model_name: tuple[str, ...] = ()
@@ -115,6 +118,9 @@ class EngineArgs:
     chat_template: str | None = None
     num_threads: int | None = None
     max_num_queued_reqs: int | None = None
+    step_log: str | None = None
+    step_log_max_bytes: str | int | None = None
+    step_log_requests: bool | None = None
 
 
 def scheduler_config(config: EngineConfig) -> SchedulerConfig:
@@ -137,14 +143,17 @@ def resolve(
     *,
     environ: Mapping[str, str] | None = None,
     free_memory_bytes: int | None = None,
+    native_bf16: bool | None = None,
 ) -> tuple[EngineConfig, list[str]]:
     """Turn options into a legal configuration, and say why each setting has its value ("setting = value: why").
 
     Reads the model's config.json and the machine's limits, loads no weights and imports no torch.  Raises ConfigError
-    with rule, value, bound and fix for anything illegal.  `environ` and `free_memory_bytes` replace this process's
-    own (tests do).
+    with rule, value, bound and fix for anything illegal.  `environ`, `free_memory_bytes` and `native_bf16`
+    replace this process's and this processor's own (tests do).
     """
-    return _Resolver(args, os.environ if environ is None else environ, free_memory_bytes).resolve()
+    if native_bf16 is None:
+        native_bf16 = machine.has_native_bf16()
+    return _Resolver(args, os.environ if environ is None else environ, free_memory_bytes, native_bf16).resolve()
 
 
 def parse_tokens(flag: str, value: str | int) -> int:
@@ -165,9 +174,12 @@ def parse_tokens(flag: str, value: str | int) -> int:
 class _Resolver:
     """Resolves one setting after the other; the later ones may look at the earlier ones."""
 
-    def __init__(self, args: EngineArgs, environ: Mapping[str, str], free_memory_bytes: int | None) -> None:
+    def __init__(
+        self, args: EngineArgs, environ: Mapping[str, str], free_memory_bytes: int | None, native_bf16: bool
+    ) -> None:
         self.args = args
         self.environ = environ
+        self.native_bf16 = native_bf16
         self.free = machine.free_memory_bytes() if free_memory_bytes is None else free_memory_bytes
         self.lines: list[str] = []
 
@@ -218,6 +230,7 @@ class _Resolver:
             chat_template=self.chat_template(),
             model_path=path,
             max_num_queued_reqs=self.queue(),
+            step_log=self.step_log(),
         )
         scheduler_config(config)  # what only the scheduler itself knows to refuse
         return config, self.lines
@@ -259,6 +272,9 @@ class _Resolver:
             self.say("dtype", _DTYPES[given], "given")
             return _DTYPES[given]
         own = (facts.dtype or "").removeprefix("torch.")
+        if own in ("bfloat16", *_HALF) and not self.native_bf16:
+            self.say("dtype", "float32", f"the checkpoint is {own}, which this processor would only emulate, slowly")
+            return "float32"
         if own in DTYPE_BYTES:
             self.say("dtype", own, "the checkpoint's own")
             return own
@@ -492,6 +508,24 @@ class _Resolver:
         if given < 1:
             raise ConfigError(f"--max-num-queued-reqs {given} must be at least 1")
         return given
+
+    def step_log(self) -> StepLogConfig | None:
+        args = self.args
+        if args.step_log is None:
+            for flag in ("step_log_max_bytes", "step_log_requests"):
+                if getattr(args, flag):
+                    raise ConfigError(f"--{flag.replace('_', '-')} needs --step-log FILE")
+            return None
+        most = DEFAULT_MAX_BYTES
+        if args.step_log_max_bytes is not None:
+            most = parse_tokens("--step-log-max-bytes", args.step_log_max_bytes)
+        if most < LEAST_MAX_BYTES:
+            raise ConfigError(f"--step-log-max-bytes {most} must be at least {LEAST_MAX_BYTES} (1M)")
+        path = Path(args.step_log).expanduser().absolute()
+        if not path.parent.is_dir() or path.is_dir():
+            raise ConfigError(f"--step-log {args.step_log} must name a file in a directory that is there")
+        self.say("step_log", path, f"given; at most {most >> 20} MiB with {path.name}.1, the older half")
+        return StepLogConfig(path, most, bool(args.step_log_requests))
 
 
 def _longest(shape: ModelShape) -> int:

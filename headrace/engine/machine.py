@@ -45,6 +45,19 @@ def usable_cores(root: Path = Path("/")) -> tuple[int, str]:
     return cores, why
 
 
+def has_native_bf16(root: Path = Path("/")) -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16, AMX, or Arm's bf16); True where it does not say.
+
+    Without it torch converts to float32 and back around every product, which is slower than float32 throughout.
+    """
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    flags = {word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()}
+    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))

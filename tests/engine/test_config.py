@@ -17,8 +17,10 @@ from headrace.errors import ConfigError
 GIB = 1 << 30
 
 
-def resolved(free: int = 64 * GIB, environ: dict[str, str] | None = None, **args: Any) -> EngineConfig:
-    return resolve(EngineArgs(**args), environ=environ or {}, free_memory_bytes=free)[0]
+def resolved(
+    free: int = 64 * GIB, environ: dict[str, str] | None = None, native_bf16: bool = True, **args: Any
+) -> EngineConfig:
+    return resolve(EngineArgs(**args), environ=environ or {}, free_memory_bytes=free, native_bf16=native_bf16)[0]
 
 
 def reasons(free: int = 64 * GIB, environ: dict[str, str] | None = None, **args: Any) -> str:
@@ -284,6 +286,13 @@ def test_a_model_that_cannot_be_run_is_refused_before_torch(
 @pytest.mark.parametrize(("own", "used"), [("float32", "float32"), ("float16", "bfloat16"), (..., "float32")])
 def test_auto_takes_the_checkpoints_dtype_where_it_can(tmp_path: Path, own: Any, used: str) -> None:
     assert resolved(model=str(demo_copy(tmp_path / "m", torch_dtype=own)), load_format="dummy").dtype == used
+
+
+@pytest.mark.parametrize("own", ["bfloat16", "float16", "float32"])
+def test_auto_does_not_emulate_bfloat16(tmp_path: Path, own: str) -> None:
+    model = str(demo_copy(tmp_path / "m", torch_dtype=own))
+    assert resolved(model=model, load_format="dummy", native_bf16=False).dtype == "float32"
+    assert resolved(model=model, load_format="dummy", native_bf16=False, dtype="bfloat16").dtype == "bfloat16"
 
 
 def test_a_sliding_window_limits_the_length_instead_of_being_ignored(tmp_path: Path) -> None:

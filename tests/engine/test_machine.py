@@ -70,3 +70,18 @@ def test_a_cgroup_v1_quota_limits_threads(root: Path, monkeypatch: pytest.Monkey
     write(root, "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us", 300000)
     write(root, "sys/fs/cgroup/cpu/box/cpu.cfs_period_us", 100000)
     assert machine.usable_cores(root) == (3, "container quota of 3 cores")
+
+
+@pytest.mark.parametrize(
+    ("text", "native"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("flags\t\t: fpu avx2 avx512f\n", False),
+        ("Features\t: fp asimd bf16\n", True),
+        ("processor : 0\n", True),  # says nothing
+    ],
+)
+def test_native_bfloat16_is_read_from_the_processors_flags(tmp_path: Path, text: str, native: bool) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(text)
+    assert machine.has_native_bf16(tmp_path) is native
