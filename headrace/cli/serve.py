@@ -33,7 +33,10 @@ MEMORY = Group("Memory", sort_key=3)
 SERVER = Group("Server", sort_key=4)
 _LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
 _ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-_SWITCHES = ("--enable-chunked-prefill", "--enable-prefix-caching", "--enable-log-requests")
+_SWITCHES = (
+    *("--enable-chunked-prefill", "--enable-prefix-caching", "--enable-log-requests"),
+    "--step-log-requests",
+)
 _MANY = {"consume_multiple": True, "negative": ""}
 
 
@@ -96,6 +99,15 @@ def serve(
     ] = None,
     shutdown_timeout: Annotated[
         float | None, _flag(SERVER, "Seconds that running requests get at SIGTERM (default 30; 0 aborts).")
+    ] = None,
+    step_log: Annotated[
+        str | None, _flag(SERVER, "File for one JSON line a step: tokens, sequences, KV blocks, seconds.  Ours.")
+    ] = None,
+    step_log_max_bytes: Annotated[
+        str | None, _flag(SERVER, "Most that the step log and its older half may take (default 256M).  Ours.")
+    ] = None,
+    step_log_requests: Annotated[
+        bool | None, _flag(SERVER, "Name the requests of each step in the step log.  Ours.")
     ] = None,
     uvicorn_log_level: Annotated[str, _flag(SERVER, "debug, info (default), warning or error.")] = "info",
     enable_log_requests: Annotated[bool, _flag(SERVER, "Log a line for each request.")] = False,

@@ -303,6 +303,8 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            self._engine.close()
 
     def _refuse(self, request: Request) -> None:
         """Raise InvalidRequest for what can never be served, and when too many wait."""

@@ -13,6 +13,8 @@ from headrace.core.request import FinishReason, Request
 from headrace.core.scheduler import Scheduler
 from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.outputs import EngineStats, Output, OutputAssembler, TokenLogprob
+from headrace.engine.step_log import StepLog
+from headrace.version import VERSION
 
 if TYPE_CHECKING:
     from headrace.engine.tokenizer import Tokenizer
@@ -71,7 +73,9 @@ class Turn:
 class Engine:
     """add requests; then `step()` while `has_work`.  Not thread-safe, except `stats()`."""
 
-    def __init__(self, config: EngineConfig, runner: Runner, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, runner: Runner, *, clock: Clock | None = None, step_log: StepLog | None = None
+    ) -> None:
         self.config = config
         self.scheduler = Scheduler(scheduler_config(config))
         self.runner = runner
@@ -80,6 +84,7 @@ class Engine:
         self.slowest_token_s = 0.0
         self.turn: Turn | None = None  # read by other threads: is a step stuck?
         self._clock = clock or MonotonicClock()
+        self._step_log = step_log
         self._recent: list[float] = [0.0] * _RECENT_STEPS
         self._num_steps = 0
         self._p99_s = 0.0
@@ -92,9 +97,15 @@ class Engine:
         """Load the model (seconds to minutes).  Raises ConfigError for weights that do not fit the config."""
         from headrace.engine.model_runner import ModelRunner
 
+        step_log = None if config.step_log is None else StepLog(config.step_log, _facts(config))  # before weights load
         runner = ModelRunner(config)
         runner.warm_up()
-        return cls(config, runner)
+        return cls(config, runner, step_log=step_log)
+
+    def close(self) -> None:
+        """Write what the step log still holds.  Call it once the last step has ended; idempotent."""
+        if self._step_log is not None:
+            self._step_log.close()
 
     @property
     def has_work(self) -> bool:
@@ -116,11 +127,25 @@ class Engine:
     def step(self) -> Step:
         """One turn: plan a batch, compute it, take over what came of it."""
         started_s = self.now_s()
-        batch = self.scheduler.schedule()
+        scheduler = self.scheduler
+        batch = scheduler.schedule()
         self.turn = Turn(started_s, batch.num_tokens)
+        running, waiting, kv_free = scheduler.num_running, scheduler.num_waiting, scheduler.blocks.num_free
         result, logprobs, prompt_logprobs = self._run(batch)
-        events = self.scheduler.commit(batch, result)
-        return self._account(batch, events, logprobs, prompt_logprobs, started_s)
+        events = scheduler.commit(batch, result)
+        step = self._account(batch, events, logprobs, prompt_logprobs, started_s)
+        if self._step_log is not None:
+            self._step_log.record(
+                batch,
+                events,
+                started_s,
+                step.ended_s,
+                running=running,
+                waiting=waiting,
+                kv_used=self.config.num_kv_blocks - kv_free,
+                kv_free=kv_free,
+            )
+        return step
 
     def stats(self) -> EngineStats:
         """The snapshot after the latest step; may be read from any thread."""
@@ -198,6 +223,20 @@ class Engine:
             prefix_cache_queries=scheduler.counters.prefix_queries,
             prefix_cache_hits=scheduler.counters.prefix_hits,
         )
+
+
+def _facts(config: EngineConfig) -> dict[str, object]:
+    """What a reader of the step log needs to know of the engine that wrote it."""
+    return {
+        "headrace": VERSION,
+        "model": config.model,
+        "policy": config.policy,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "max_num_seqs": config.max_num_seqs,
+        "max_model_len": config.max_model_len,
+        "block_size": config.block_size,
+        "num_kv_blocks": config.num_kv_blocks,
+    }
 
 
 def generate(engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Output]:
