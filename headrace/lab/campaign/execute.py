@@ -133,12 +133,26 @@ class _Campaign:
         self.reporter.begin(len(tasks), len(tasks) - len(todo))
         try:
             for number, task in enumerate(todo, start=len(tasks) - len(todo) + 1):
+                if not self._time_for(task):
+                    self.reporter.note(
+                        f"repeat {task.repeat} would end after max-minutes = {self.plan.run.max_minutes:g}: left out"
+                    )
+                    break
                 self._clear(task, resume.inspect(self._directory(task), task.key))
                 self._run(task, number)
                 study = self._write_study()
         finally:
             self.reporter.close()
         return study
+
+    def _time_for(self, task: Task) -> bool:
+        """Whether this run's repeat may begin.  Only whole repeats are left out, so that all cells have as many; the
+        time of earlier runs is the measure, also of those that an interrupted campaign left behind."""
+        limit, begun = self.plan.run.max_minutes, any(repeat >= task.repeat for _, repeat in self.seals)
+        if limit is None or task.repeat == 1 or begun:
+            return True
+        spent_s = sum(seal.duration_s for seal in self.seals.values())
+        return spent_s * task.repeat / (task.repeat - 1) <= 60 * limit
 
     def _claim(self, plan_text: str) -> dict[str, Json]:
         """Make the directory this plan's, or see that it is; returns the study's facts."""
@@ -253,9 +267,11 @@ class _Campaign:
                 log_tail=server.process.log_tail(),
             )
         warning = used.warning()
+        noted = {"foreign_cpu_share": round(used.foreign_share, 3)} if warning else {}
         return replace(
             result,
             source=str(directory.relative_to(self.out)),
+            settings={**result.settings, **noted},
             warnings=(*result.warnings, *([warning] if warning else [])),
         )
 

@@ -114,6 +114,7 @@ class RunTable(_Table):
                of the machine does not look like an effect of the settings; "listed": as in the plan
     warmup     requests before the measured ones, with prompts that are never measured
     timeout_s  a run that takes longer is ended and recorded as failed
+    max_minutes  leave out the repeats (never the first) that would end later than this, by the pace so far
     """
 
     repeats: Annotated[int, Field(ge=1)] = 1
@@ -121,6 +122,7 @@ class RunTable(_Table):
     seed: Annotated[int, Field(ge=0)] = 0
     warmup: Annotated[int, Field(ge=0)] = 4
     timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
 
 
 class Plan(_Table):

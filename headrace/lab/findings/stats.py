@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace.lab.findings.table import sample
+from headrace.lab.findings.table import FOREIGN_CPU, sample
 from headrace.lab.records.results import Cell
 
 # One run a cell has no spread of its own.  Repeats of one setting on one machine commonly differ by a few per cent
@@ -43,8 +43,15 @@ def is_tail(metric: str) -> bool:
     return metric.startswith(("p9", "max_"))
 
 
-def one_run_allowance(metric: str) -> float:
-    return ONE_RUN_TAIL_ALLOWANCE if is_tail(metric) else ONE_RUN_ALLOWANCE
+def one_run_allowance(metric: str, cells: Sequence[Cell]) -> float:
+    """The stated allowance for single runs, widened by what neighbours took of the processor while they ran.
+
+    A run that had only the share 1 - f of the machine may have been slower by 1/(1 - f) for that alone.
+    """
+    base = ONE_RUN_TAIL_ALLOWANCE if is_tail(metric) else ONE_RUN_ALLOWANCE
+    shares = [run.settings.get(FOREIGN_CPU) for cell in cells for run in cell.runs]
+    taken = max((share for share in shares if isinstance(share, float) and 0 <= share < 1), default=0.0)
+    return (1 + base) / (1 - taken) - 1
 
 
 def allowance(metric: str, cells: Sequence[Cell]) -> float:
@@ -56,7 +63,7 @@ def allowance(metric: str, cells: Sequence[Cell]) -> float:
     """
     samples = [sample(cell, metric) for cell in cells]
     if not samples or min(map(len, samples)) < 2:
-        return one_run_allowance(metric)
+        return one_run_allowance(metric, cells)
     centres = [sum(values) / len(values) for values in samples]
     squares = sum(
         (value / centre - 1) ** 2
@@ -79,7 +86,7 @@ def ratio(metric: str, a: Cell, b: Cell, comparisons: int = 1) -> Ratio | None:
         return None
     if len(left) < 2 or len(right) < 2:
         value = (sum(right) / len(right)) / (sum(left) / len(left))
-        slack = 1 + one_run_allowance(metric)
+        slack = 1 + one_run_allowance(metric, (a, b))
         return Ratio(value, value / slack, value * slack, "single runs")
     pairs = _paired(metric, a, b)
     if len(pairs) >= 2:

@@ -14,6 +14,8 @@ from headrace.lab.records.foreign import shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, Study
 
 CHUNKED = "enable_chunked_prefill"
+# Share of the machine, 0 to 1, that went to other processes during a run; stated where it was enough to matter.
+FOREIGN_CPU = "foreign_cpu_share"
 # Two workloads are the same when their prompts agree this closely: a tokenizer or a chat template may shift the
 # count by a token a request, another data set shifts it by far more.
 SAME_WORKLOAD = 0.02
@@ -24,7 +26,7 @@ _LOAD = ("request_rate", "burstiness", "max_concurrency")
 # What was asked, and of which model.
 _WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
 # Settings that describe a run or its reading, not the configuration that is compared.
-_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts"}
+_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", FOREIGN_CPU}
 
 
 @dataclass(frozen=True, slots=True)

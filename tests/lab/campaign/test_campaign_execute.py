@@ -11,9 +11,11 @@ import pytest
 from campaign_world import World
 
 from headrace.errors import ConfigError, LaunchError
+from headrace.lab.campaign.execute import run_campaign
 from headrace.lab.campaign.files import campaign_lock
 from headrace.lab.campaign.launchers import probe
 from headrace.lab.campaign.launchers.process import ProcessIdentity, kill_by_nonce
+from headrace.lab.campaign.plan import parse_plan
 from headrace.lab.records.results import CellStatus, study_from_json
 from headrace.lab.records.store import read_run
 
@@ -38,6 +40,20 @@ def test_a_whole_campaign(world: World) -> None:
     assert study_from_json((world.out / "study.json").read_text(), source="study") == study
     left = {path.name for path in (world.out / "cells" / "seqs=1" / "run-1").iterdir()}
     assert left == {"client", "metrics-after.txt", "metrics-before.txt", "run.json", "server.log", "state.json"}
+
+
+def test_repeats_that_would_end_too_late_are_left_out_for_all_cells(world: World) -> None:
+    """The first repeat always runs; a later one must fit by the pace so far, and a finished one stays."""
+    for minutes, runs in ((1e-4, 1), (60, 2)):
+        text = world.plan_text([1, 2], repeats=2) + f"max-minutes = {minutes}\n"
+        plan = parse_plan(text, source="plan.toml", directory=world.out)
+        out = world.out / f"{minutes}"
+        study = run_campaign(plan, text, out, reporter=world.reporter, launcher=world.launcher())
+        assert [len(cell.runs) for cell in study.cells] == [runs, runs]
+        assert {cell.status for cell in study.cells} == {CellStatus.OK}
+    assert [line for line in world.reporter.lines if "max-minutes" in line] == [
+        "repeat 2 would end after max-minutes = 0.0001: left out"
+    ]
 
 
 def test_every_cell_is_sent_the_same_requests(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from findings_worlds import cell, metrics
 
@@ -32,13 +34,24 @@ def test_shapes(values: list[float], segments: list[tuple[int, int, int]], plate
 
 def test_single_runs_have_the_stated_allowance() -> None:
     a, b = cell(64, metrics(100.0)), cell(128, metrics(100.0 * (1 + ONE_RUN_ALLOWANCE) - 0.01))
-    assert allowance("duration", [a, b]) == ONE_RUN_ALLOWANCE
+    assert allowance("duration", [a, b]) == pytest.approx(ONE_RUN_ALLOWANCE)
     found = ratio("duration", a, b)
     assert found is not None
     assert (found.basis, found.distinct) == ("single runs", False)
     wider = ratio("p99_tpot_ms", cell(64, metrics(p99_tpot_ms=30.0)), cell(128, metrics(p99_tpot_ms=36.0)))
     assert wider is not None
     assert not wider.distinct  # 20 %: within what a p99 scatters
+
+
+def test_a_busy_neighbour_widens_the_allowance() -> None:
+    """A run that had half of the machine may be twice as slow for that alone, so 60 % slower says nothing."""
+    alone = cell(64, metrics(100.0))
+    beside = cell(128, metrics(160.0))
+    beside = replace(beside, runs=(replace(beside.runs[0], settings={"foreign_cpu_share": 0.5}),))
+    found = ratio("duration", alone, beside)
+    assert found is not None and not found.distinct
+    assert allowance("duration", [alone, beside]) == pytest.approx(2 * (1 + ONE_RUN_ALLOWANCE) - 1)
+    assert allowance("duration", [alone, alone]) == pytest.approx(ONE_RUN_ALLOWANCE)
 
 
 def test_repeats_decide_by_their_own_spread() -> None:
