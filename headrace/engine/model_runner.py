@@ -18,9 +18,9 @@ from headrace.engine.attention import paged
 from headrace.engine.attention.span import Span
 from headrace.engine.config import EngineConfig
 from headrace.engine.kv_cache import DTYPES, KVCache
+from headrace.engine.masks import state_of
 from headrace.engine.models.decoder import Decoder, expected_tensors
 from headrace.engine.models.shape import check_attention_window, read_model_shape
-from headrace.engine.masks import state_of
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import collect, wants_prompt
 from headrace.engine.sampler import sample

@@ -1,7 +1,8 @@
 """Logits -> tokens.
 
 Order, as in vLLM: what a request may not say (masks.py); repetition, frequency and presence penalties; greedy rows take
-the most likely token (the lowest id among equals); the others divide by the temperature and apply min-p, top-k, top-p.  The filters keep values equal to their threshold, so no result depends on how a sort breaks ties.  Reported
+the most likely token (the lowest id among equals); the others divide by the temperature and apply min-p, top-k, top-p.
+The filters keep values equal to their threshold, so no result depends on how a sort breaks ties.  Reported
 log-probabilities are of the raw distribution, before all of this.
 
 Ranges (checked by the server): temperature >= 0 (below 1e-5 is greedy), 0 < top_p <= 1, top_k >= 0 (0 = off),

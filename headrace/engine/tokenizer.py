@@ -84,6 +84,18 @@ class Tokenizer:
         """The text of one token by itself; part of a character shows as U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
 
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each word at the start of a text and after a space, for `bad_words_token_ids`.
+
+        vLLM leaves the second out where it has another number of tokens; then " word" could be said.
+        """
+        found: list[tuple[int, ...]] = []
+        for word in words:
+            bare = word.lstrip()
+            for text in (bare, " " + bare) if bare else (word,):
+                found.append(tuple(self.encode(text, add_special_tokens=False)))
+        return tuple(dict.fromkeys(ids for ids in found if ids))
+
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None

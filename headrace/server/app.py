@@ -39,6 +39,8 @@ ROUTES: endpoints.Routes = [
     ("GET", "/version", endpoints.version),
     ("GET", "/load", endpoints.load),
     ("GET", "/metrics", endpoints.metrics),
+    ("POST", "/start_profile", endpoints.start_profile),
+    ("POST", "/stop_profile", endpoints.stop_profile),
 ]
 
 

@@ -21,6 +21,11 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 64
 MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 128
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
+MAX_ALLOWED_IDS = 65_536
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
 MAX_NAME_CHARS = 512
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
@@ -120,6 +125,16 @@ class SamplingFields(StrictBody):
     skip_special_tokens: bool = True
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] = 0
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)] = ""
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+        Field(max_length=MAX_BIASES),
+    ] = {}
+    allowed_token_ids: Annotated[list[_Int32], Field(min_length=1, max_length=MAX_ALLOWED_IDS)] | None = None
+    bad_words: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Field(max_length=MAX_BAD_WORDS)
+    ] = []
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_tokens_as_token_ids: bool = False
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -130,6 +145,8 @@ class SamplingFields(StrictBody):
     def _options_need_a_stream(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
             raise _refusal("`stream_options` is allowed only with `stream: true`")
+        if self.prompt_logprobs is not None and self.stream:
+            raise _refusal("`prompt_logprobs` come with whole answers only; leave out `stream: true`")
         return self
 
 

@@ -103,7 +103,7 @@ async def _events(service: Service, generation: Generation, running: Running) ->
     chunks = sse.Chunks(generation, service.engine.tokenizer)
     failure = b""
     try:
-        if generation.only_echo:
+        if not generation.needs_engine:
             for index in range(len(generation.requests)):
                 yield chunks.only_echo(index)
         async for index, output in running.outputs():
@@ -242,6 +242,16 @@ async def version(request: Request) -> Response:
 
 async def load(request: Request) -> Response:
     return JSONResponse({"server_load": service_of(request).in_flight})
+
+
+async def start_profile(request: Request) -> Response:
+    """404 without --profiler-config, 409 when it has been started."""
+    return JSONResponse(await service_of(request).engine.start_profile())
+
+
+async def stop_profile(request: Request) -> Response:
+    """Answers when the trace is complete, which may take minutes; everything else goes on meanwhile."""
+    return JSONResponse(await service_of(request).engine.stop_profile())
 
 
 async def metrics(request: Request) -> Response:

@@ -27,7 +27,7 @@ class Running:
     def __init__(self, service: Service, generation: Generation) -> None:
         self._service = service
         self._engine = service.engine
-        self._requests = () if generation.only_echo else generation.requests
+        self._requests = generation.requests if generation.needs_engine else ()
         self._n = generation.n
         self._live: set[int] = set()
         self._pumps: list[asyncio.Task[None]] = []

@@ -16,6 +16,7 @@ KINDS = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "invalid_request_error",
+    409: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
@@ -23,7 +24,13 @@ KINDS = {
     503: "service_unavailable_error",
 }
 # InvalidRequest.code -> status, for refusals that are not the request's own fault.
-STATUS_OF_CODE = {"queue_full": 429, "model_not_found": 404, "draining": 503}
+STATUS_OF_CODE = {
+    "queue_full": 429,
+    "model_not_found": 404,
+    "draining": 503,
+    "profiler_off": 404,
+    "profiler_state": 409,
+}
 RETRY_AFTER_S = 1
 
 

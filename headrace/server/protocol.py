@@ -11,6 +11,7 @@ from typing import Any
 from headrace.core.request import Request, SamplingParams
 from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
+from headrace.server.sampling import sampling_params
 from headrace.server.state import ServedEngine, Tokenizer
 from headrace.sizing.context import context_limit_message
 
@@ -21,8 +22,9 @@ MAX_PROMPTS = 2048
 class Generation:
     """One API request as the engine sees it: `n` sequences for each prompt, in the order of the choices.
 
-    `echo` holds the text of each prompt when it was asked for.  `num_logprobs` is the number of alternatives per token,
-    None for no log-probabilities.
+    `echo` holds the text of each prompt when it was asked for; with `only_echo` nothing else is answered.
+    `num_logprobs` is the number of alternatives per token (with `echo` also per token of the prompt),
+    `num_prompt_logprobs` that of the field `prompt_logprobs`; None for no log-probabilities.
     """
 
     request_id: str
@@ -36,15 +38,18 @@ class Generation:
     continuous_usage: bool
     num_logprobs: int | None
     echo: tuple[str, ...] | None = None
+    only_echo: bool = False
+    num_prompt_logprobs: int | None = None
+    tokens_as_ids: bool = False
 
     @property
     def num_prompts(self) -> int:
         return len(self.requests) // self.n
 
     @property
-    def only_echo(self) -> bool:
-        """True when no token is asked for (`max_tokens: 0`, allowed with `echo`): the engine is not needed."""
-        return self.requests[0].params.max_tokens == 0
+    def needs_engine(self) -> bool:
+        """False when the prompt comes back as it is (`echo` with `max_tokens: 0`, and no log-probabilities)."""
+        return self.requests[0].params.max_tokens > 0
 
     def echo_of(self, index: int) -> str:
         """What choice `index` repeats before its own text."""
@@ -53,12 +58,6 @@ class Generation:
 
 def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Generation:
     """Tokenise the prompts and bound the output.  Raises InvalidRequest."""
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequest(
-            "`echo` together with `logprobs` is not supported: log-probabilities of the prompt are not computed.",
-            param="echo",
-            code="unsupported_parameter",
-        )
     tokenizer = engine.tokenizer
     prompts = _prompts(body.prompt)
     if len(prompts) > MAX_PROMPTS:
@@ -157,10 +156,14 @@ def _generation(
             code="unsupported_parameter",
         )
     request_id = f"{prefix}-{uuid.uuid4().hex}"
-    base = _sampling(body, engine, num_logprobs)
+    scores_echo = echo is not None and num_logprobs is not None
+    base = sampling_params(body, engine, num_logprobs, scores_prompt=scores_echo)
+    only_echo = echo is not None and max_tokens == 0
+    if only_echo and scores_echo:
+        max_tokens = 1  # the engine has to compute the prompt, and that gives a token; it is not shown
     requests: list[Request] = []
     for ids in prompts:
-        params = _with_length(base, ids, max_tokens, engine.config.max_model_len, body, only_echo=echo is not None)
+        params = _with_length(base, ids, max_tokens, engine.config.max_model_len, body, only_echo=only_echo)
         for i in range(body.n):
             requests.append(
                 Request(
@@ -187,38 +190,9 @@ def _generation(
         continuous_usage=options.continuous_usage_stats,
         num_logprobs=num_logprobs,
         echo=echo,
-    )
-
-
-def _sampling(body: SamplingFields, engine: ServedEngine, num_logprobs: int | None) -> SamplingParams:
-    """What the request says, else the model's own defaults, else vLLM's.  The length is not decided here."""
-    vocab_size = engine.tokenizer.vocab_size
-    for token in body.stop_token_ids:
-        if token >= vocab_size:
-            raise InvalidRequest(
-                f"Token id {token} is out of vocabulary: ids go from 0 to {vocab_size - 1}.", param="stop_token_ids"
-            )
-
-    def chosen(name: str) -> Any:
-        given = getattr(body, name)
-        return engine.sampling_defaults.get(name, getattr(_VLLM_DEFAULTS, name)) if given is None else given
-
-    return SamplingParams(
-        min_tokens=body.min_tokens,
-        temperature=chosen("temperature"),
-        top_p=chosen("top_p"),
-        top_k=max(0, chosen("top_k")),  # -1 is vLLM's older spelling of "off"
-        min_p=chosen("min_p"),
-        presence_penalty=chosen("presence_penalty"),
-        frequency_penalty=chosen("frequency_penalty"),
-        repetition_penalty=chosen("repetition_penalty"),
-        seed=None if body.seed in (None, -1) else body.seed,  # -1 means "no seed" in vLLM
-        stop=tuple(body.stop),
-        stop_token_ids=tuple(body.stop_token_ids),
-        include_stop_str_in_output=body.include_stop_str_in_output,
-        ignore_eos=body.ignore_eos,
-        logprobs=num_logprobs,
-        skip_special_tokens=body.skip_special_tokens,
+        only_echo=only_echo,
+        num_prompt_logprobs=body.prompt_logprobs,
+        tokens_as_ids=body.return_tokens_as_token_ids,
     )
 
 
@@ -236,7 +210,7 @@ def _with_length(
     param = "messages" if isinstance(body, ChatBody) else "prompt"
     if not prompt:
         raise InvalidRequest("The prompt is empty: at least one token is needed.", param=param)
-    least = 0 if only_echo and max_tokens == 0 else 1
+    least = 0 if only_echo else 1
     if explicit and max_tokens is not None and max_tokens < least:
         raise InvalidRequest(f"`max_tokens` must be at least 1, got {max_tokens}.", param="max_tokens")
     room = max_model_len - len(prompt)
@@ -253,6 +227,3 @@ def _with_length(
             f"`min_tokens` ({params.min_tokens}) must not be larger than `max_tokens` ({fixed}).", param="min_tokens"
         )
     return replace(params, max_tokens=fixed)
-
-
-_VLLM_DEFAULTS = SamplingParams()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from headrace.core.request import FinishReason
@@ -18,13 +19,14 @@ class Usage:
 
     def __init__(self, generation: Generation) -> None:
         self._n = generation.n
+        self._hides_output = generation.only_echo
         self._prompt = sum(len(request.prompt_token_ids) for request in generation.requests[:: generation.n])
         self._cached = [0] * len(generation.requests)
         self._output = [0] * len(generation.requests)
 
     def add(self, index: int, output: Output) -> None:
         self._cached[index] = output.num_cached_tokens
-        self._output[index] = output.num_output_tokens
+        self._output[index] = 0 if self._hides_output else output.num_output_tokens
 
     def as_json(self) -> dict[str, Any]:
         completion = sum(self._output)
@@ -37,43 +39,83 @@ class Usage:
         }
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, num_top: int) -> dict[str, Any]:
-    """OpenAI's chat form: one object per token, with its bytes and `num_top` alternatives."""
+class LogprobForms:
+    """Log-probabilities of one answer in OpenAI's and vLLM's forms."""
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        text = tokenizer.token_text(token_id)
+    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._num_top = generation.num_logprobs or 0
+
+    def chat(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """OpenAI's chat form: one object per token, with its bytes and alternatives."""
         return {
-            "token": text,
-            "logprob": max(logprob, LOWEST_LOGPROB),
-            "bytes": list(text.encode("utf-8", errors="replace")),
+            "content": [
+                {
+                    **self._entry(item.token_id, item.logprob),
+                    "top_logprobs": [self._entry(*top) for top in item.top[: self._num_top]],
+                }
+                for item in logprobs
+            ]
         }
 
-    return {
-        "content": [
-            {**entry(item.token_id, item.logprob), "top_logprobs": [entry(*top) for top in item.top[:num_top]]}
-            for item in logprobs
-        ]
-    }
+    def completion(self, index: int, output: Output, offset: int) -> tuple[dict[str, Any], int]:
+        """The completions form, parallel lists of what `output` adds to choice `index`; and the next text offset.
 
+        `offset` is where the first token's text starts.  With `echo` the prompt's tokens come first; the first of all
+        has no log-probability.
+        """
+        items: list[TokenLogprob] = [] if self._generation.only_echo else list(output.logprobs or ())
+        tokens: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        if self._generation.echo is not None and output.prompt_logprobs is not None:
+            text = self._name(self._generation.requests[index].prompt_token_ids[0])
+            tokens, values, tops, offsets = [text], [None], [None], [offset]
+            offset += len(text)
+            items[:0] = output.prompt_logprobs
+        for item in items:
+            text = self._name(item.token_id)
+            value = max(item.logprob, LOWEST_LOGPROB)
+            tokens.append(text)
+            values.append(value)
+            # The chosen token is always among the alternatives, as in vLLM, even when it ranks below them.
+            top = {self._name(token): max(other, LOWEST_LOGPROB) for token, other in item.top[: self._num_top]}
+            tops.append({**top, text: value})
+            offsets.append(offset)
+            offset += len(text)
+        return {"text_offset": offsets, "token_logprobs": values, "tokens": tokens, "top_logprobs": tops}, offset
 
-def completion_logprobs(
-    logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, num_top: int, offset: int
-) -> tuple[dict[str, Any], int]:
-    """The completions form: parallel lists; `offset` is where the first token's text starts.  Also the next offset."""
-    tokens: list[str] = []
-    values: list[float] = []
-    tops: list[dict[str, float]] = []
-    offsets: list[int] = []
-    for item in logprobs:
-        text = tokenizer.token_text(item.token_id)
-        tokens.append(text)
-        values.append(max(item.logprob, LOWEST_LOGPROB))
-        # The chosen token is always among the alternatives, as in vLLM, even when it ranks below them.
-        top = {tokenizer.token_text(token): max(value, LOWEST_LOGPROB) for token, value in item.top[:num_top]}
-        tops.append({**top, text: values[-1]})
-        offsets.append(offset)
-        offset += len(text)
-    return {"text_offset": offsets, "token_logprobs": values, "tokens": tokens, "top_logprobs": tops}, offset
+    def prompt(self, logprobs: Sequence[TokenLogprob]) -> list[dict[str, dict[str, Any]] | None]:
+        """vLLM's `prompt_logprobs`: per position, token id -> logprob, rank and text; null for the first."""
+        number = self._generation.num_prompt_logprobs or 0
+        positions: list[dict[str, dict[str, Any]] | None] = [None]
+        for item in logprobs:
+            ranked = [(token, value, rank) for rank, (token, value) in enumerate(item.top[:number], start=1)]
+            own = (item.token_id, item.logprob, item.rank)
+            positions.append(
+                {
+                    str(token): {
+                        "logprob": max(value, LOWEST_LOGPROB),
+                        "rank": rank,
+                        "decoded_token": self._tokenizer.token_text(token),
+                    }
+                    for token, value, rank in (*ranked, own)
+                }
+            )
+        return positions
+
+    def _name(self, token_id: int) -> str:
+        """A token's text, or with `return_tokens_as_token_ids` the id, which tells equal texts apart."""
+        return f"token_id:{token_id}" if self._generation.tokens_as_ids else self._tokenizer.token_text(token_id)
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self._name(token_id),
+            "logprob": max(logprob, LOWEST_LOGPROB),
+            "bytes": list(self._tokenizer.token_text(token_id).encode("utf-8", errors="replace")),
+        }
 
 
 class WholeAnswer:
@@ -81,23 +123,26 @@ class WholeAnswer:
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
         self._generation = generation
-        self._tokenizer = tokenizer
+        self._forms = LogprobForms(generation, tokenizer)
         self._usage = Usage(generation)
         count = len(generation.requests)
         self._texts: list[list[str]] = [[] for _ in range(count)]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
+        self._prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [None] * count
         self._ends: list[Output | None] = [None] * count
 
     def add(self, index: int, output: Output) -> None:
         self._usage.add(index, output)
         self._texts[index].append(output.text)
         self._logprobs[index].extend(output.logprobs or ())
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs[index] = output.prompt_logprobs
         if output.finish_reason is not None:
             self._ends[index] = output
 
     def as_json(self) -> dict[str, Any]:
         generation = self._generation
-        return {
+        answer: dict[str, Any] = {
             "id": generation.request_id,
             "object": "chat.completion" if generation.chat else "text_completion",
             "created": generation.created,
@@ -105,25 +150,29 @@ class WholeAnswer:
             "choices": [self._choice(index) for index in range(len(generation.requests))],
             "usage": self._usage.as_json(),
         }
+        if generation.chat and generation.num_prompt_logprobs is not None:
+            answer["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[0] or ())
+        return answer
 
     def _choice(self, index: int) -> dict[str, Any]:
-        generation = self._generation
-        end = self._ends[index]
+        generation, end = self._generation, self._ends[index]
         text = "".join(self._texts[index])
-        num_top = generation.num_logprobs
-        choice: dict[str, Any] = {"index": index}
+        choice: dict[str, Any] = {"index": index, "logprobs": None}
         if generation.chat:
             choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-            choice["logprobs"] = (
-                None if num_top is None else chat_logprobs(self._logprobs[index], self._tokenizer, num_top)
-            )
+            if generation.num_logprobs is not None:
+                choice["logprobs"] = self._forms.chat(self._logprobs[index])
         else:
-            choice["text"] = generation.echo_of(index) + text
-            choice["logprobs"] = (
-                None if num_top is None else completion_logprobs(self._logprobs[index], self._tokenizer, num_top, 0)[0]
-            )
-        # No end means that only the echo was asked for: max_tokens 0 is a length that was reached at once.
-        reason = FinishReason.LENGTH if end is None or end.finish_reason is None else end.finish_reason
-        choice["finish_reason"] = reason.value
-        choice["stop_reason"] = None if end is None else end.stop_reason
+            choice["text"] = generation.echo_of(index) + ("" if generation.only_echo else text)
+            if generation.num_logprobs is not None and end is not None:
+                whole = replace(
+                    end, logprobs=tuple(self._logprobs[index]), prompt_logprobs=self._prompt_logprobs[index]
+                )
+                choice["logprobs"] = self._forms.completion(index, whole, 0)[0]
+            if generation.num_prompt_logprobs is not None:
+                choice["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[index] or ())
+        # With max_tokens 0 the length is reached at once, whatever the engine did to score the prompt.
+        reason = None if end is None or generation.only_echo else end.finish_reason
+        choice["finish_reason"] = (reason or FinishReason.LENGTH).value
+        choice["stop_reason"] = None if end is None or generation.only_echo else end.stop_reason
         return choice

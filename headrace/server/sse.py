@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.engine.async_engine import Output
 from headrace.server.protocol import Generation
-from headrace.server.responses import Usage, chat_logprobs, completion_logprobs
+from headrace.server.responses import LogprobForms, Usage
 from headrace.server.state import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
@@ -34,7 +34,7 @@ class Chunks:
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
         self._generation = generation
-        self._tokenizer = tokenizer
+        self._forms = LogprobForms(generation, tokenizer)
         self._usage = Usage(generation)
         self._begun = [False] * len(generation.requests)
         self._offsets = [0] * len(generation.requests)
@@ -53,15 +53,18 @@ class Chunks:
         if self._generation.chat:
             choice["delta"] = self._delta(output.text, first)
         else:
-            choice["text"] = (self._generation.echo_of(index) if first else "") + output.text
+            echo = self._generation.echo_of(index) if first else ""
+            choice["text"] = echo + ("" if self._generation.only_echo else output.text)
         choice["logprobs"] = self._logprobs(index, output)
         choice["finish_reason"] = None if output.finish_reason is None else output.finish_reason.value
         if output.finish_reason is not None:
             choice["stop_reason"] = output.stop_reason
+        if self._generation.only_echo:
+            choice |= {"finish_reason": "length", "stop_reason": None}
         return self._event([choice], self._generation.continuous_usage)
 
     def only_echo(self, index: int) -> bytes:
-        """The single chunk of a completion with `max_tokens: 0`."""
+        """The single chunk of a completion that needs no engine."""
         text = self._generation.echo_of(index)
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": "length", "stop_reason": None}
         return self._event([choice], self._generation.continuous_usage)
@@ -76,14 +79,11 @@ class Chunks:
         return {"content": text} if text else {}
 
     def _logprobs(self, index: int, output: Output) -> dict[str, Any] | None:
-        num_top = self._generation.num_logprobs
-        if num_top is None or output.logprobs is None:
+        if self._generation.num_logprobs is None or output.logprobs is None:
             return None
         if self._generation.chat:
-            return chat_logprobs(output.logprobs, self._tokenizer, num_top)
-        value, self._offsets[index] = completion_logprobs(
-            output.logprobs, self._tokenizer, num_top, self._offsets[index]
-        )
+            return self._forms.chat(output.logprobs)
+        value, self._offsets[index] = self._forms.completion(index, output, self._offsets[index])
         return value
 
     def _event(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:

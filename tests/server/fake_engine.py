@@ -74,6 +74,9 @@ class ByteBpe:
         text = "".join(f"<|{message['role']}|>{message['content']}{END}" for message in messages)
         return text + ("<|assistant|>" if add_generation_prompt else "")
 
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self.encode(word, False)) for word in words)
+
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id], skip_special_tokens=False)
 

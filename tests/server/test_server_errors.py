@@ -39,6 +39,12 @@ BAD_VALUES: list[tuple[str, Any]] = [
     *[("stream_options", value) for value in ({"include_usage": True}, {"surprise": 1}, 3)],
     *[("priority", value) for value in (1, HUGE)],
     *[("cache_salt", value) for value in ("", "x" * 513, 3)],
+    *[("logit_bias", value) for value in ({"5": 100.1}, {"5": "x"}, {"-1": 1}, {"x": 1}, {"99999": 1}, [5])],
+    ("logit_bias", {str(token): 1 for token in range(1025)}),
+    *[("allowed_token_ids", value) for value in ([], [-1], [99_999], [HUGE], ["5"], 5, [5] * 65_537)],
+    *[("bad_words", value) for value in ([""], ["x"] * 129, ["x" * 257], "x", [5])],
+    *[("prompt_logprobs", value) for value in (-1, 21, HUGE, True, "1")],
+    ("return_tokens_as_token_ids", 1),
     *[("model", value) for value in (3, "x" * 513)],
 ]
 BAD_COMPLETIONS: list[tuple[str, Any]] = [
