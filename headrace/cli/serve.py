@@ -109,6 +109,9 @@ def serve(
     step_log_requests: Annotated[
         bool | None, _flag(SERVER, "Name the requests of each step in the step log.  Ours.")
     ] = None,
+    profiler_config: Annotated[
+        str | None, _flag(SERVER, 'Opens /start_profile: {"profiler": "torch", "torch_profiler_dir": "/directory"}.')
+    ] = None,
     uvicorn_log_level: Annotated[str, _flag(SERVER, "debug, info (default), warning or error.")] = "info",
     enable_log_requests: Annotated[bool, _flag(SERVER, "Log a line for each request.")] = False,
     accepted_flag: Annotated[list[str] | None, Parameter(show=False)] = None,
@@ -126,7 +129,6 @@ def serve(
         bind(host, port).close()  # a taken port is said before a model is fetched
     config, reasons = resolve(EngineArgs(**arguments))
     reasons += accepted_flag or []
-    reasons += _environment_notes()
     return serve_until_stopped(lambda: _load(config, reasons), options)
 
 
@@ -157,12 +159,6 @@ def _server_options(given: dict[str, object]) -> ServerOptions:
     if not 0 <= timeout < float("inf"):
         raise ConfigError(f"--shutdown-timeout {timeout:g} must be at least 0")
     return dataclasses.replace(options, shutdown_timeout_s=timeout)
-
-
-def _environment_notes() -> list[str]:
-    if directory := os.environ.get("VLLM_TORCH_PROFILER_DIR"):
-        return [f"VLLM_TORCH_PROFILER_DIR={directory}: there is no profiler yet, nothing will be recorded"]
-    return []
 
 
 def _load(config: EngineConfig, reasons: Sequence[str]) -> AsyncEngine:

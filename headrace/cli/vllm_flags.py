@@ -38,7 +38,6 @@ def _never(why: str, *, switch: bool = False) -> Foreign:
 _SPECULATION = _never("there is no speculative decoding")
 _TOOLS = "tool calls are not parsed"
 _LORA = _never("there are no LoRA adapters", switch=True)
-_PROFILER = Foreign(ANY, "there is no profiler yet: nothing is recorded")
 _TLS = _never("the server speaks plain HTTP; put a proxy in front of it for TLS")
 
 FOREIGN: dict[str, Foreign] = {
@@ -126,7 +125,6 @@ FOREIGN: dict[str, Foreign] = {
     "--ssl-ca-certs": _TLS,
     "--otlp-traces-endpoint": _never("traces are not exported"),
     "--collect-detailed-traces": _never("traces are not exported"),
-    "--profiler-config": _PROFILER,
     "--show-hidden-metrics-for-version": Foreign(ANY, "all metrics are shown"),
 }
 SHORT = {

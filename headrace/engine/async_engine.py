@@ -30,6 +30,7 @@ from headrace.engine.outputs import (
     OutputAssembler,
     TokenLogprob,
 )
+from headrace.engine.profiler import Profiler
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.sizing.context import context_limit_message
 
@@ -85,12 +86,28 @@ class Engine(Protocol):
         """Wait until nothing runs or `timeout_s` is over, then abort the rest (each stream gets its end)."""
         ...
 
+    async def start_profile(self) -> dict[str, Any]:
+        """Record the steps from here on.  Raises InvalidRequest, code "profiler_off" or "profiler_state"."""
+        ...
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """End the recording and wait until its trace is written.  Raises as `start_profile` does."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
     reason: FinishReason
     stop_reason: int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Work for the step thread between two steps; it (or its caller, should it raise) settles once, in any thread."""
+
+    work: Callable[[Callable[[object], None]], None]
+    settle: Callable[[object], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +215,13 @@ class AsyncEngine:
         self._observer: Observer | None = None
         self._streams: dict[str, _Stream] = {}
         self._num_queued = 0  # submitted and never scheduled yet
+        self._calls: set[asyncio.Future[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         # Shared between the threads, guarded by the condition:
         self._wake = threading.Condition()
-        self._inbox: list[Request | _Abort] = []
+        self._inbox: list[Request | _Abort | _Call] = []
         self._num_sent = 0
         self._closing = False
         # Written by the step thread, read by anyone; single assignments, so no lock is needed.
@@ -262,6 +280,37 @@ class AsyncEngine:
             self._finish(stream, stream.assembler.end(FinishReason.ABORT))
             self._send(_Abort(request_id, FinishReason.ABORT, None))
 
+    async def start_profile(self) -> dict[str, Any]:
+        """Record the steps from here on; where the trace will be.  Raises InvalidRequest when that cannot be."""
+        profiler = self._profiler()
+        return dict(await self._call(lambda settle: settle(profiler.start())))
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """End the recording and wait until its trace is written (minutes for a large one); where it is."""
+        return dict(await self._call(self._profiler().stop))
+
+    def _profiler(self) -> Profiler:
+        if self._engine.profiler is None:
+            raise InvalidRequest(
+                "There is no profiler: start the server with --profiler-config "
+                '\'{"profiler": "torch", "torch_profiler_dir": "/absolute/directory"}\'.',
+                code="profiler_off",
+            )
+        return self._engine.profiler
+
+    async def _call(self, work: Callable[[Callable[[object], None]], None]) -> Any:
+        """Run `work` on the step thread between two steps and wait for what it settles with; errors are raised."""
+        if self._dead is not None or self._closing:
+            raise HeadraceError(f"the engine has stopped: {self._dead or 'it was closed'}")
+        self._loop = loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._calls.add(future)
+        self._send(_Call(work, lambda outcome: self._post(_settle, (future, outcome))))
+        try:
+            return await future
+        finally:
+            self._calls.discard(future)
+
     def stats(self) -> EngineStats:
         return self._engine.stats()
 
@@ -303,8 +352,8 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            self._engine.close()
+        for future in tuple(self._calls):
+            _settle((future, HeadraceError("the engine was closed")))
 
     def _refuse(self, request: Request) -> None:
         """Raise InvalidRequest for what can never be served, and when too many wait."""
@@ -336,7 +385,7 @@ class AsyncEngine:
                 code="queue_full",
             )
 
-    def _send(self, command: Request | _Abort) -> int:
+    def _send(self, command: Request | _Abort | _Call) -> int:
         """Put a command into the inbox; returns how many were sent up to and including it."""
         with self._wake:
             self._inbox.append(command)
@@ -444,6 +493,8 @@ class AsyncEngine:
     def _fail_all(self, reason: str) -> None:
         for stream in tuple(self._streams.values()):
             self._finish(stream, stream.assembler.end(FinishReason.ERROR, f"the engine has stopped: {reason}"))
+        for future in tuple(self._calls):
+            _settle((future, HeadraceError(f"the engine has stopped: {reason}")))
 
     # -- the step thread's side -----------------------------------------------------------------------------------
 
@@ -480,8 +531,10 @@ class AsyncEngine:
             logger.exception("the step loop has stopped")
             self._dead = f"{type(error).__name__}: {error}"
             self._post(self._fail_all, self._dead)
+        finally:
+            engine.close()
 
-    def _take(self) -> list[Request | _Abort] | None:
+    def _take(self) -> list[Request | _Abort | _Call] | None:
         """Everything in the inbox; waits while there is neither a command nor work.  None ends the loop."""
         with self._wake:
             while not (self._inbox or self._closing or self._engine.has_work):
@@ -491,12 +544,21 @@ class AsyncEngine:
             commands, self._inbox = self._inbox, []
             return commands
 
-    def _obey(self, commands: list[Request | _Abort]) -> tuple[tuple[str, Exception], ...]:
+    def _obey(self, commands: list[Request | _Abort | _Call]) -> tuple[tuple[str, Exception], ...]:
         """Hand commands to the scheduler; returns the requests it would not take."""
         refused: list[tuple[str, Exception]] = []
         for command in commands:
             if isinstance(command, _Abort):
                 self._engine.abort(command.request_id, command.reason, command.stop_reason)
+                continue
+            if isinstance(command, _Call):
+                try:
+                    command.work(command.settle)
+                except HeadraceError as error:
+                    command.settle(error)
+                except Exception as error:
+                    logger.exception("a call between two steps failed")
+                    command.settle(HeadraceError(f"it failed in the engine ({type(error).__name__}: {error})"))
                 continue
             try:
                 self._engine.add(command)
@@ -513,3 +575,13 @@ class AsyncEngine:
             loop.call_soon_threadsafe(call, argument)
         except RuntimeError:  # the loop is closed: everybody has gone
             logger.debug("the event loop is closed; an output of the engine is dropped")
+
+
+def _settle(settled: tuple[asyncio.Future[Any], object]) -> None:
+    future, outcome = settled
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

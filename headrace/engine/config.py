@@ -13,6 +13,7 @@ from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
 from headrace.engine.models.shape import ModelShape, check_attention_window
+from headrace.engine.profiler import ProfilerConfig, read_profiler_config
 from headrace.engine.step_log import DEFAULT_MAX_BYTES, LEAST_MAX_BYTES, StepLogConfig
 from headrace.errors import ConfigError
 from headrace.sizing import rules
@@ -50,6 +51,7 @@ class EngineConfig:
     chat_template    Jinja text that replaces the tokenizer's own template, or None
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
     step_log         where each step is noted, or None
+    profiler         where traces go, or None: there is no profiler
     """
 
     model: str
@@ -74,6 +76,7 @@ class EngineConfig:
     model_path: Path | None
     max_num_queued_reqs: int = DEFAULT_QUEUE
     step_log: StepLogConfig | None = None
+    profiler: ProfilerConfig | None = None
 
     @property
     def policy(self) -> str:
@@ -121,6 +124,7 @@ class EngineArgs:
     step_log: str | None = None
     step_log_max_bytes: str | int | None = None
     step_log_requests: bool | None = None
+    profiler_config: str | None = None
 
 
 def scheduler_config(config: EngineConfig) -> SchedulerConfig:
@@ -231,6 +235,7 @@ class _Resolver:
             model_path=path,
             max_num_queued_reqs=self.queue(),
             step_log=self.step_log(),
+            profiler=self.profiler(),
         )
         scheduler_config(config)  # what only the scheduler itself knows to refuse
         return config, self.lines
@@ -508,6 +513,12 @@ class _Resolver:
         if given < 1:
             raise ConfigError(f"--max-num-queued-reqs {given} must be at least 1")
         return given
+
+    def profiler(self) -> ProfilerConfig | None:
+        config, why = read_profiler_config(self.args.profiler_config, self.environ)
+        if config is not None:
+            self.say("profiler", f"torch, at most {config.max_steps} steps into {config.directory}", why)
+        return config
 
     def step_log(self) -> StepLogConfig | None:
         args = self.args

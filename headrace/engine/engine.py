@@ -13,6 +13,7 @@ from headrace.core.request import FinishReason, Request
 from headrace.core.scheduler import Scheduler
 from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.outputs import EngineStats, Output, OutputAssembler, TokenLogprob
+from headrace.engine.profiler import Profiler
 from headrace.engine.step_log import StepLog
 from headrace.version import VERSION
 
@@ -74,7 +75,13 @@ class Engine:
     """add requests; then `step()` while `has_work`.  Not thread-safe, except `stats()`."""
 
     def __init__(
-        self, config: EngineConfig, runner: Runner, *, clock: Clock | None = None, step_log: StepLog | None = None
+        self,
+        config: EngineConfig,
+        runner: Runner,
+        *,
+        clock: Clock | None = None,
+        step_log: StepLog | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.config = config
         self.scheduler = Scheduler(scheduler_config(config))
@@ -84,6 +91,7 @@ class Engine:
         self.slowest_token_s = 0.0
         self.turn: Turn | None = None  # read by other threads: is a step stuck?
         self._clock = clock or MonotonicClock()
+        self.profiler = profiler
         self._step_log = step_log
         self._recent: list[float] = [0.0] * _RECENT_STEPS
         self._num_steps = 0
@@ -98,14 +106,17 @@ class Engine:
         from headrace.engine.model_runner import ModelRunner
 
         step_log = None if config.step_log is None else StepLog(config.step_log, _facts(config))  # before weights load
+        profiler = None if config.profiler is None else Profiler(config.profiler)
         runner = ModelRunner(config)
         runner.warm_up()
-        return cls(config, runner, step_log=step_log)
+        return cls(config, runner, step_log=step_log, profiler=profiler)
 
     def close(self) -> None:
-        """Write what the step log still holds.  Call it once the last step has ended; idempotent."""
+        """Write what the step log and the profiler still hold.  Belongs to the thread of the steps; idempotent."""
         if self._step_log is not None:
             self._step_log.close()
+        if self.profiler is not None:
+            self.profiler.close()
 
     @property
     def has_work(self) -> bool:
@@ -145,6 +156,8 @@ class Engine:
                 kv_used=self.config.num_kv_blocks - kv_free,
                 kv_free=kv_free,
             )
+        if self.profiler is not None:
+            self.profiler.note_step()
         return step
 
     def stats(self) -> EngineStats:

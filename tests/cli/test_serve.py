@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -166,7 +167,13 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
         f"serve --model {tiny} --load-format dummy --max-model-len 256 --max-num-batched-tokens 256 "
         "--enable-chunked-prefill false --tensor-parallel-size 1 --served-model-name m --port 0 --num-threads 1"
     ).split()
-    environ = {**os.environ, "VLLM_TORCH_PROFILER_DIR": "/tmp/traces", "VLLM_API_KEY": "secret"}
+    traces = tiny.parent / "traces"
+    environ = {
+        **os.environ,
+        "VLLM_TORCH_PROFILER_DIR": str(traces),
+        "VLLM_API_KEY": "secret",
+        "OPENAI_API_KEY": "secret",
+    }
     server = subprocess.Popen(
         [sys.executable, "-m", "headrace.cli.main", *argv],
         stdout=subprocess.PIPE,
@@ -186,6 +193,11 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
         )
         with urllib.request.urlopen(call, timeout=60) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 3
+        bench = f"bench --base-url {ready.split()[-1]} --tokenizer {tiny} --dataset-name random --num-prompts 2"
+        command = [sys.executable, "-m", "headrace.cli.main", *bench.split(), "--profile", "--out", f"{tiny}-run"]
+        lengths = ["--random-input-len", "8", "--random-output-len", "3"]
+        done = subprocess.run([*command, *lengths], env=environ, capture_output=True, text=True, timeout=120)
+        assert done.returncode in (0, 4), done.stderr  # 4: two prompts are too few to be a valid run
     finally:
         server.send_signal(signal.SIGTERM)
         out, log = server.communicate(timeout=60)
@@ -195,10 +207,15 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
         "load_format = dummy: given; random weights, so the answers mean nothing",
         "max_num_seqs = 128: default",
         "--tensor-parallel-size 1: accepted, no effect: there is one device",
-        "VLLM_TORCH_PROFILER_DIR=/tmp/traces: there is no profiler yet, nothing will be recorded",
+        f"profiler = torch, at most 64 steps into {traces}: VLLM_TORCH_PROFILER_DIR, which is deprecated",
         "scheduling: policy v1-whole, 256 tokens a step, 128 sequences, 256 tokens a sequence",
         "KV cache: 2,048 blocks of 16 = 32,768 tokens",
         "Maximum concurrency for 256 tokens per request: 128.00x",
     ):
         assert line in log
     assert "Traceback" not in log
+    (trace,) = traces.iterdir()  # of the published flow: bench --profile, and the run says so
+    with gzip.open(trace) as file:
+        assert any(event.get("name") == "aten::embedding" for event in json.load(file)["traceEvents"])
+    manifest = json.loads((Path(f"{tiny}-run") / "manifest.json").read_text())
+    assert manifest["settings"]["profile"] is True and "profiler" in manifest["warnings"][0]

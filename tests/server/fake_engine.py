@@ -108,6 +108,7 @@ class ScriptedEngine:
         self.healthy = (True, "")
         self.fail_after: int | None = None  # tokens after which every sequence fails
         self.max_waiting: int | None = None
+        self.profiling = False
         self._answer = TOKENIZER.encode(text, False)
         if ends:
             self._answer += sorted(TOKENIZER.eos_token_ids)
@@ -185,6 +186,18 @@ class ScriptedEngine:
                 self.abort(request_id)
 
     def close(self) -> None: ...
+
+    async def start_profile(self) -> dict[str, Any]:
+        if self.profiling:
+            raise InvalidRequest("The profiler has been started already.", code="profiler_state")
+        self.profiling = True
+        return {"trace": "/traces/1"}
+
+    async def stop_profile(self) -> dict[str, Any]:
+        if not self.profiling:
+            raise InvalidRequest("There is no profiler.", code="profiler_off")
+        self.profiling = False
+        return {"trace": "/traces/1", "steps": 3}
 
     # --- generating ---
 
