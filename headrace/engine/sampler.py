@@ -32,9 +32,10 @@ _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whol
 _MASK64 = (1 << 64) - 1
 
 
-def derive_seed(engine_seed: int, request_id: str) -> int:
-    """The seed of a request that brought none: depends on the engine's seed and the request's id only."""
-    digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
+def derive_seed(engine_seed: int, order: int) -> int:
+    """The seed of a request that brought none, from the engine's seed and the request's number: the same requests in
+    the same order sample the same tokens."""
+    digest = hashlib.blake2b(f"{engine_seed}/{order}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -81,7 +82,8 @@ def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple
 
 def filtered_probabilities(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
     """Probabilities `[rows, vocab]` after temperature, min-p, top-k and top-p; rows need not sum to exactly 1."""
-    scaled = logits / torch.tensor([[each.temperature] for each in params])
+    # Differences to the row's largest logit: however low the temperature, they run to -inf and never to NaN.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / torch.tensor([[each.temperature] for each in params])
     if any(each.min_p > 0.0 for each in params):
         # p >= min_p * p_max, in logits: log p - log p_max >= log min_p.
         floor = torch.tensor([[each.min_p] for each in params]).log()
@@ -119,7 +121,10 @@ def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
         seen = torch.tensor(sorted(set(sequence.token_ids)))
         values = logits[seen]
         penalty = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        # A penalty near zero overflows; the largest number stays comparable, where inf - inf would be NaN.
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty).clamp(
+            max=torch.finfo(logits.dtype).max
+        )
     if sequence.output_token_ids and (params.frequency_penalty or params.presence_penalty):
         counts = Counter(sequence.output_token_ids)
         cost = params.frequency_penalty * torch.tensor(list(counts.values())) + params.presence_penalty
@@ -129,7 +134,7 @@ def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
 def _number_for(sequence: Sequence, engine_seed: int) -> float:
     seed = sequence.request.params.seed
     if seed is None:
-        seed = derive_seed(engine_seed, sequence.request_id)
+        seed = derive_seed(engine_seed, sequence.order)
     return uniform(seed, sequence.num_tokens)
 
 

@@ -156,12 +156,18 @@ def test_a_sample_depends_on_seed_and_position_but_not_on_the_batch() -> None:
     assert together == backwards == alone
 
 
-def test_without_a_seed_the_engine_seed_and_the_request_id_decide() -> None:
+def test_without_a_seed_the_engine_seed_and_the_request_number_decide() -> None:
+    """Ids are random in the server: the same requests in the same order must still sample the same tokens."""
     logits = torch.zeros(1, 1000)
-    assert sample(logits, [sequence("a")], 1) == sample(logits, [sequence("a")], 1)
-    drawn = {sample(logits, [sequence(name)], seed)[0][0] for name in "abcdefgh" for seed in (1, 2)}
-    assert len(drawn) > 12
-    assert derive_seed(1, "a") != derive_seed(2, "a")
+
+    def drawn(request_id: str, order: int, seed: int) -> int:
+        one = sequence(request_id)
+        one.order = order
+        return sample(logits, [one], seed)[0][0]
+
+    assert drawn("a", 5, 1) == drawn("b", 5, 1)
+    assert len({drawn("a", order, seed) for order in range(8) for seed in (1, 2)}) > 12
+    assert len({derive_seed(1, 0), derive_seed(2, 0), derive_seed(1, 1)}) == 3
 
 
 # -- penalties and min_tokens
@@ -220,3 +226,15 @@ def test_logprobs_are_reported_to_those_who_asked() -> None:
     rows = [sequence("none"), sequence("zero", logprobs=0), sequence("five", logprobs=5)]
     _, logprobs = sample(LOGITS.expand(3, -1), rows, 0)
     assert {name: len(entry.top) for name, entry in logprobs.items()} == {"zero": 0, "five": 5}
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1.0])
+@pytest.mark.parametrize("penalty", [1e-37, 1e-6, 100.0])
+def test_extreme_penalties_and_temperatures_give_a_token_of_the_vocabulary(penalty: float, temperature: float) -> None:
+    """A row that overflowed once gave the id one past the vocabulary, and the next step failed for everybody."""
+    logits = torch.linspace(-30.0, 30.0, 64).repeat(2, 1)
+    wild = sequence(prompt=tuple(range(64)), repetition_penalty=penalty, temperature=temperature, top_p=0.9, min_p=0.01)
+    neighbour = sequence("b", seed=3)
+    tokens, _ = sample(logits, [wild, neighbour], 0)
+    assert 0 <= tokens[0] < 64
+    assert [tokens[1]] == sample(logits[1:], [neighbour], 0)[0]
