@@ -42,8 +42,8 @@ STRATA = (
 def conversation_lengths(count: int, seed: int) -> list[tuple[int, int]]:
     """`count` pairs (prompt tokens, answer tokens) in random order.
 
-    The strata keep their shares (largest remainders) and their mean lengths; for 1,000 the totals are the published
-    ones exactly.
+    The strata keep their shares (largest remainders) and, as nearly as so many requests can, their mean lengths; for
+    1,000 the totals are the published ones exactly.
     """
     rng = np.random.default_rng([seed, 0xC0FFEE])
     parts: list[NDArray[np.int64]] = []
@@ -75,8 +75,9 @@ def _stratum_lengths(stratum: Stratum, n: int, prompt_total: int, output_total: 
     positions = (rng.random() + np.arange(n)) / n
     picked = np.minimum(np.searchsorted(np.cumsum(weights), positions), len(pool) - 1)
     lengths = pool[picked].copy()
-    _correct(lengths, 0, prompt_total, stratum, rng)
-    _correct(lengths, 1, output_total, stratum, rng)
+    # An answer may leave its prompt no room to move (few requests only), so prompts get a second turn after answers.
+    for column, wanted in ((0, prompt_total), (1, output_total), (0, prompt_total)):
+        _correct(lengths, column, wanted, stratum, rng)
     return lengths
 
 
@@ -129,12 +130,13 @@ def _tilt(pool: Ints, prompt_mean: float, output_mean: float) -> NDArray[np.floa
 
 
 def _correct(lengths: Ints, column: int, wanted: int, stratum: Stratum, rng: np.random.Generator) -> None:
-    """Move lengths by one token, in place, until the column sums to `wanted`; no request leaves its stratum."""
+    """Move lengths by one token, in place, until the column sums to `wanted`, or to the nearest total that it can have
+    with the other column as it is; no request leaves its stratum."""
     while (missing := wanted - int(lengths[:, column].sum())) != 0:
         moved = lengths.copy()
         moved[:, column] += 1 if missing > 0 else -1
         movable = np.flatnonzero(_inside(moved, stratum))
         if not len(movable):
-            raise ArithmeticError(f"no lengths in ({stratum.low}, {stratum.high}] sum to {wanted}")
+            return
         chosen = rng.permutation(movable)[: abs(missing)]
         lengths[chosen] = moved[chosen]

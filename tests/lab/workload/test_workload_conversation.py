@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from headrace.lab.workload.conversation import STRATA, conversation_lengths
+from headrace.lab.workload.conversation import STRATA, _correct, conversation_lengths
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -44,3 +45,23 @@ def test_any_count_keeps_the_shares_and_the_means(count: int) -> None:
         if inside:
             mean = sum(p for p, _ in inside) / len(inside)
             assert mean == pytest.approx(stratum.prompt_tokens / stratum.requests, abs=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_few_requests_come_as_near_as_they_can(seed: int) -> None:
+    """With one or two requests in a stratum, a long answer leaves its prompt no room: no count may fail for that."""
+    for count in (*range(1, 13), *range(13 + seed, 61, 6)):
+        lengths = conversation_lengths(count, seed)
+        assert len(lengths) == count
+        for stratum in STRATA:
+            inside = [(p, o) for p, o in lengths if stratum.low < p + o <= stratum.high]
+            share = len(inside) / stratum.requests
+            assert abs(sum(p for p, _ in inside) - share * stratum.prompt_tokens) <= 0.5
+            assert abs(sum(o for _, o in inside) - share * stratum.output_tokens) <= 0.5
+
+
+def test_a_total_that_no_lengths_have_ends_at_the_nearest() -> None:
+    """Prompts beside answers of 60 and 100 tokens in (0, 256]: at most 196 and 156."""
+    lengths = np.array([[50, 60], [100, 100]])
+    _correct(lengths, 0, 10_000, STRATA[0], np.random.default_rng(0))
+    assert lengths.tolist() == [[196, 60], [156, 100]]
