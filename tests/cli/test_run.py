@@ -116,6 +116,7 @@ def test_a_plan_without_a_legal_cell_is_exit_code_4(
     ("change", "arguments", "said"),
     [
         (("num-prompts", "num-promts"), [], "[workload] has no key 'num-promts'; did you mean 'num-prompts'?"),
+        (("[serve]", '[target]\nmodel = "./none"\n[serve]'), ["--dry-run"], "[target] model: there is no directory"),
         (("", ""), ["--beside", "nowhere"], "nowhere does not exist"),
         (("", ""), ["--repeats", "3"], "--repeats"),
     ],

@@ -32,6 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from headrace.errors import ConfigError
 from headrace.lab.campaign.flags import SERVE_FLAGS
+from headrace.lab.campaign.paths import check_paths, make_paths_absolute
 from headrace.lab.workload.spec import WorkloadSpec
 
 Json = Any
@@ -179,7 +180,7 @@ def parse_plan(text: str, *, source: str, directory: Path) -> Plan:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not TOML: {error}") from None
-    _make_paths_absolute(data, directory)
+    make_paths_absolute(data, directory)
     if isinstance(data.get("sweep"), list):
         data["sweep"] = tuple(data["sweep"])
     try:
@@ -187,19 +188,8 @@ def parse_plan(text: str, *, source: str, directory: Path) -> Plan:
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from None
     plan.workload_spec(where=f"{source}: [workload]")
+    check_paths(data, source=source)
     return plan
-
-
-def _make_paths_absolute(data: dict[str, Json], directory: Path) -> None:
-    """So that a plan means the same from every working directory; a model that is no directory stays a name."""
-    for table, keys in (("workload", ("dataset-path", "dataset_path", "tokenizer")), ("target", ("model",))):
-        values = data.get(table)
-        if not isinstance(values, dict):
-            continue
-        for key in keys:
-            value = values.get(key)
-            if isinstance(value, str) and (directory / value).exists():
-                values[key] = str((directory / value).resolve())
 
 
 def _sentence(error: ValidationError) -> str:

@@ -81,3 +81,28 @@ def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text("[]")
     (tmp_path / "plan.toml").write_text(HEAD + '[workload]\ndataset = "sharegpt"\ndataset-path = "talk.json"')
     assert read_plan(tmp_path / "plan.toml").workload_spec().dataset_path == str(tmp_path / "talk.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[workload]\ndataset = "sharegpt"\ndataset-path = "talk.json"', "[workload] dataset-path: there is no file"),
+        ('[workload]\ntokenizer = "words"', "[workload] tokenizer: "),
+        ('[target]\nmodel = "./mine"', "[target] model: there is no directory"),
+        ('[target]\nmodel = "/a/b/mine"', "[target] model: there is no directory /a/b/mine (a name of the Hugging"),
+        ('[target]\nmodel = "models/mine"', "[target] model: there is no directory"),
+        ('[target]\nmodel = "models"', "models has no config.json, so it is no model"),
+        ('[[sweep]]\ntokenizer = ["Qwen/Qwen3-0.6B", "../words"]', "[[sweep]] tokenizer: there is no directory"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_when_the_plan_is_read(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        parse_plan(HEAD + text, source="p.toml", directory=tmp_path)
+    assert str(caught.value).startswith("p.toml: ") and said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "gpt2"])
+def test_a_model_may_be_a_name_of_the_hub(tmp_path: Path, name: str) -> None:
+    plan = parse_plan(HEAD + f'[target]\nmodel = "{name}"', source="p.toml", directory=tmp_path)
+    assert plan.target.model == name
