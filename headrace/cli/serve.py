@@ -82,6 +82,9 @@ def serve(
     max_num_queued_reqs: Annotated[
         int | None, _flag(SCHEDULING, "Requests that may wait; one more gets a 429 (default 8192).")
     ] = None,
+    max_num_queued_tokens: Annotated[
+        str | None, _flag(SCHEDULING, "Tokens that waiting prompts may have; more get a 429 (default 4M).")
+    ] = None,
     gpu_memory_utilization: Annotated[
         float | None, _flag(MEMORY, "Share of the free memory for weights and KV cache (default 0.9, and modest).")
     ] = None,
@@ -113,6 +116,7 @@ def serve(
         str | None, _flag(SERVER, 'Opens /start_profile: {"profiler": "torch", "torch_profiler_dir": "/directory"}.')
     ] = None,
     uvicorn_log_level: Annotated[str, _flag(SERVER, "debug, info (default), warning or error.")] = "info",
+    log_format: Annotated[str, _flag(SERVER, "text (default), or json: one object a line.  Ours.")] = "text",
     enable_log_requests: Annotated[bool, _flag(SERVER, "Log a line for each request.")] = False,
     accepted_flag: Annotated[list[str] | None, Parameter(show=False)] = None,
 ) -> int:
@@ -141,6 +145,8 @@ def _server_options(given: dict[str, object]) -> ServerOptions:
         raise ConfigError(f"--port {port} must be between 0 and 65535")
     if level not in _LOG_LEVELS:
         raise ConfigError(f"--uvicorn-log-level {level!r} is not known; use one of {', '.join(_LOG_LEVELS)}")
+    if given["log_format"] not in ("text", "json"):
+        raise ConfigError(f"--log-format {given['log_format']!r} is not known; use text or json")
     keys = list(given["api_key"] or ())  # type: ignore[call-overload]
     if not keys:
         keys = [os.environ[name] for name in ("HEADRACE_API_KEY", "VLLM_API_KEY") if os.environ.get(name)]
@@ -151,6 +157,7 @@ def _server_options(given: dict[str, object]) -> ServerOptions:
         port=port,
         api_keys=tuple(keys),
         log_level="debug" if level == "trace" else level,
+        log_format=str(given["log_format"]),
         enable_log_requests=bool(given["enable_log_requests"]),
     )
     if timeout is None:

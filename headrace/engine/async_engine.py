@@ -94,6 +94,15 @@ class Engine(Protocol):
         """End the recording and wait until its trace is written.  Raises as `start_profile` does."""
         ...
 
+    async def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes.  Raises InvalidRequest, code "cache_in_use", while KV blocks are in use."""
+        ...
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens of the requests that wait for their first step."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Abort:
@@ -214,7 +223,7 @@ class AsyncEngine:
         self._engine = engine
         self._observer: Observer | None = None
         self._streams: dict[str, _Stream] = {}
-        self._num_queued = 0  # submitted and never scheduled yet
+        self._num_queued = self._num_queued_tokens = 0  # submitted and never scheduled yet: requests, their prompts
         self._calls: set[asyncio.Future[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -268,7 +277,7 @@ class AsyncEngine:
         stream = _Stream(request, OutputAssembler(request, detokenizer), self._engine.now_s())
         self._loop = asyncio.get_running_loop()
         self._streams[request.request_id] = stream
-        self._num_queued += 1
+        self._count_queued(stream, 1)
         self._idle.clear()
         stream.command = self._send(request)
         return _Reader(self, stream)
@@ -288,6 +297,15 @@ class AsyncEngine:
     async def stop_profile(self) -> dict[str, Any]:
         """End the recording and wait until its trace is written (minutes for a large one); where it is."""
         return dict(await self._call(self._profiler().stop))
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes.  Raises InvalidRequest while KV blocks are in use."""
+        await self._call(lambda settle: settle(self._engine.reset_prefix_cache()))
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens of the requests that wait for their first step."""
+        return self._num_queued_tokens
 
     def _profiler(self) -> Profiler:
         if self._engine.profiler is None:
@@ -384,6 +402,17 @@ class AsyncEngine:
                 f"{self.config.max_num_queued_reqs} (--max-num-queued-reqs).",
                 code="queue_full",
             )
+        # An empty queue takes any prompt: the limit bounds what waits, not how long a prompt may be.
+        if self._num_queued and self._num_queued_tokens + len(ids) > self.config.max_num_queued_tokens:
+            raise InvalidRequest(
+                f"The queue is full: prompts of {self._num_queued_tokens} tokens wait for their first step, and with "
+                f"{len(ids)} more they would exceed {self.config.max_num_queued_tokens} (--max-num-queued-tokens).",
+                code="queue_full",
+            )
+
+    def _count_queued(self, stream: _Stream, sign: int) -> None:
+        self._num_queued += sign
+        self._num_queued_tokens += sign * len(stream.request.prompt_token_ids)
 
     def _send(self, command: Request | _Abort | _Call) -> int:
         """Put a command into the inbox; returns how many were sent up to and including it."""
@@ -411,7 +440,7 @@ class AsyncEngine:
             if stream is not None and stream.first_scheduled_s is None:  # else it comes back from a preemption
                 stream.first_scheduled_s = delivery.started_s
                 stream.assembler.num_cached_tokens = num_cached
-                self._num_queued -= 1
+                self._count_queued(stream, -1)
         if observer is not None and delivery.num_tokens:
             observer.step(delivery.num_tokens)
         for event in delivery.events:
@@ -470,7 +499,7 @@ class AsyncEngine:
         """Forget a stream: from here on it is not known by its id, and its times are reported."""
         del self._streams[stream.request.request_id]
         if stream.first_scheduled_s is None:
-            self._num_queued -= 1
+            self._count_queued(stream, -1)
         if not self._streams:
             self._idle.set()
         if self._observer is not None:

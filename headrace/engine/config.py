@@ -33,6 +33,8 @@ DEFAULT_KV_BYTES = 2 * GIB
 """A server nobody asked to be large should not take the machine: more KV cache than this is taken only when one
 sequence needs it, or when --gpu-memory-utilization is given."""
 DEFAULT_QUEUE = 8192
+DEFAULT_QUEUE_TOKENS = 4 << 20
+"""Token ids of waiting prompts take about 36 bytes each in Python: this many take 150 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class EngineConfig:
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
     chat_template    Jinja text that replaces the tokenizer's own template, or None
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
+    max_num_queued_tokens  tokens that the prompts of waiting requests may have together
     step_log         where each step is noted, or None
     profiler         where traces go, or None: there is no profiler
     """
@@ -75,6 +78,7 @@ class EngineConfig:
     chat_template: str | None
     model_path: Path | None
     max_num_queued_reqs: int = DEFAULT_QUEUE
+    max_num_queued_tokens: int = DEFAULT_QUEUE_TOKENS
     step_log: StepLogConfig | None = None
     profiler: ProfilerConfig | None = None
 
@@ -121,6 +125,7 @@ class EngineArgs:
     chat_template: str | None = None
     num_threads: int | None = None
     max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: str | int | None = None
     step_log: str | None = None
     step_log_max_bytes: str | int | None = None
     step_log_requests: bool | None = None
@@ -234,6 +239,7 @@ class _Resolver:
             chat_template=self.chat_template(),
             model_path=path,
             max_num_queued_reqs=self.queue(),
+            max_num_queued_tokens=self.queued_tokens(),
             step_log=self.step_log(),
             profiler=self.profiler(),
         )
@@ -513,6 +519,15 @@ class _Resolver:
         if given < 1:
             raise ConfigError(f"--max-num-queued-reqs {given} must be at least 1")
         return given
+
+    def queued_tokens(self) -> int:
+        given = self.args.max_num_queued_tokens
+        if given is None:
+            return DEFAULT_QUEUE_TOKENS
+        most = parse_tokens("--max-num-queued-tokens", given)
+        if most < 1:
+            raise ConfigError(f"--max-num-queued-tokens {most} must be at least 1")
+        return most
 
     def profiler(self) -> ProfilerConfig | None:
         config, why = read_profiler_config(self.args.profiler_config, self.environ)

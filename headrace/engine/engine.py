@@ -15,6 +15,7 @@ from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.outputs import EngineStats, Output, OutputAssembler, TokenLogprob
 from headrace.engine.profiler import Profiler
 from headrace.engine.step_log import StepLog
+from headrace.errors import InvalidRequest
 from headrace.version import VERSION
 
 if TYPE_CHECKING:
@@ -134,6 +135,17 @@ class Engine:
     ) -> None:
         """End a request in any phase; its blocks are free at once.  Unknown ids are ignored."""
         self.scheduler.abort(request_id, reason, stop_reason)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes.  Raises InvalidRequest, and changes nothing, while KV blocks are in use."""
+        scheduler = self.scheduler
+        if not scheduler.reset_prefix_cache():
+            used = self.config.num_kv_blocks - scheduler.blocks.num_free
+            raise InvalidRequest(
+                f"The prefix cache was not reset: {used} of {self.config.num_kv_blocks} KV blocks are in use by "
+                f"{scheduler.num_running} running sequences; try again when nothing runs.",
+                code="cache_in_use",
+            )
 
     def step(self) -> Step:
         """One turn: plan a batch, compute it, take over what came of it."""

@@ -39,6 +39,7 @@ ROUTES: endpoints.Routes = [
     ("GET", "/version", endpoints.version),
     ("GET", "/load", endpoints.load),
     ("GET", "/metrics", endpoints.metrics),
+    ("POST", "/reset_prefix_cache", endpoints.reset_prefix_cache),
     ("POST", "/start_profile", endpoints.start_profile),
     ("POST", "/stop_profile", endpoints.stop_profile),
 ]

@@ -244,6 +244,12 @@ async def load(request: Request) -> Response:
     return JSONResponse({"server_load": service_of(request).in_flight})
 
 
+async def reset_prefix_cache(request: Request) -> Response:
+    """Forget all cached prefixes, so that the next requests find an empty cache; 409 while blocks are in use."""
+    await service_of(request).engine.reset_prefix_cache()
+    return Response(status_code=200)
+
+
 async def start_profile(request: Request) -> Response:
     """404 without --profiler-config, 409 when it has been started."""
     return JSONResponse(await service_of(request).engine.start_profile())

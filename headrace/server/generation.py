@@ -71,6 +71,9 @@ class Running:
             return
         self._ended(index)
         if output.finish_reason is FinishReason.ERROR:
+            healthy, why = self._engine.is_healthy()
+            if not healthy:  # not this request's fault: another server, or this one restarted, may answer it
+                raise ApiError(503, output.error or f"The engine makes no progress: {why}.", code="engine_error")
             raise ApiError(500, output.error or "The request failed in the engine.", code="engine_error")
         if output.finish_reason is FinishReason.ABORT:
             if self._service.draining:

@@ -30,6 +30,7 @@ STATUS_OF_CODE = {
     "draining": 503,
     "profiler_off": 404,
     "profiler_state": 409,
+    "cache_in_use": 409,
 }
 RETRY_AFTER_S = 1
 

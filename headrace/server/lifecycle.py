@@ -7,7 +7,6 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Generator
 
@@ -15,6 +14,8 @@ import uvicorn
 
 from headrace.errors import LaunchError
 from headrace.server.app import create_app
+from headrace.server.limits import request_limits
+from headrace.server.logs import configure_logging
 from headrace.server.options import ServerOptions
 from headrace.server.state import ServedEngine, Service
 
@@ -32,7 +33,7 @@ def serve(engine_factory: Callable[[], ServedEngine], options: ServerOptions) ->
     /health answers 503 "loading" until the one ready line is printed.  Exit codes: 0 after a drain, 130 when a second
     signal cut the drain short.  Raises LaunchError for the address, and whatever `engine_factory` raises.
     """
-    _configure_logging(options.log_level)
+    configure_logging(options.log_level, options.log_format)
     listener = bind(options.host, options.port)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_Process(engine_factory, options, listener).run())
@@ -117,6 +118,8 @@ class _Process:
             return
         self._engine = loading.result()
         self._service.attach(self._engine)
+        limits = request_limits(self._engine.config, self._options)
+        logger.info("limits of requests: %s", ", ".join(f"{name} {value:,}" for name, value in limits.items()))
         print(f"headrace is ready on {_url(self._listener)}", flush=True)
 
     def _on_signal(self, number: int) -> None:
@@ -183,16 +186,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
-
-
-def _configure_logging(level: str) -> None:
-    """Our lines and uvicorn's, on stderr, with a time; stdout has the ready line alone."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(message)s", "%m-%d %H:%M:%S"))
-    for name in ("headrace", "uvicorn"):
-        target = logging.getLogger(name)
-        target.handlers[:] = [handler]
-        target.propagate = False
-        target.setLevel(level.upper())
-    # uvicorn's own progress lines would only repeat ours.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger("uvicorn").level))

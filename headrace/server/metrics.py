@@ -10,7 +10,7 @@ for vLLM find every panel's data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -65,13 +65,19 @@ def buckets_1_2_5(largest: int) -> tuple[int, ...]:
 class ServerMetrics:
     """One registry per server; told about steps, tokens and ended requests on the event loop's thread."""
 
-    def __init__(self, config: EngineConfig, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_name: str,
+        stats: Callable[[], EngineStats],
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._model_name = model_name
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.registry.register(_SnapshotCollector(config, model_name, stats))
+        self.registry.register(_SnapshotCollector(config, model_name, stats, dict(limits or {})))
 
         tokens = buckets_1_2_5(config.max_model_len)
         self._ttft = self._histogram(
@@ -151,8 +157,11 @@ class ServerMetrics:
 class _SnapshotCollector(Collector):
     """Gauges and counters, read from one snapshot per scrape."""
 
-    def __init__(self, config: EngineConfig, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(
+        self, config: EngineConfig, model_name: str, stats: Callable[[], EngineStats], limits: Mapping[str, int]
+    ) -> None:
         self._config = config
+        self._limits = limits
         self._labels = [model_name, ENGINE_LABEL]
         self._stats = stats
 
@@ -204,6 +213,15 @@ class _SnapshotCollector(Collector):
         )
         yield self._gauge("kv_blocks", "Blocks of the KV cache", stats.kv_blocks_total, prefix="headrace")
         yield self._gauge("kv_blocks_free", "Free blocks of the KV cache", stats.kv_blocks_free, prefix="headrace")
+        if self._limits:
+            limits = GaugeMetricFamily(
+                "headrace:request_limit",
+                "What a request may ask for, and how much may wait.",
+                labels=(*LABELS, "limit"),
+            )
+            for name, value in self._limits.items():
+                limits.add_metric([*self._labels, name], value)
+            yield limits
 
     def _gauge(self, name: str, text: str, value: float, prefix: str = "vllm") -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"{prefix}:{name}", f"{text}.", labels=LABELS)

@@ -16,10 +16,11 @@ class ServerOptions:
                          work and lets them run for up to N seconds.  vLLM's default is 0; here it is 30, so that a
                          plain `kill` loses nothing.  Every stream ends with a finish or an error event.
     log_level            debug, info, warning, error
+    log_format           text, or json: one object a line
     enable_log_requests  one line per request, and uvicorn's access log
     max_body_bytes       larger request bodies get a 413
 
-    How many requests may wait is the engine's `max_num_queued_reqs`; above it new ones get a 429.
+    How much may wait is the engine's `max_num_queued_reqs` and `max_num_queued_tokens`; above it a request gets a 429.
     """
 
     host: str = "127.0.0.1"
@@ -28,5 +29,6 @@ class ServerOptions:
     served_model_names: tuple[str, ...] = ()
     shutdown_timeout_s: float = 30.0
     log_level: str = "info"
+    log_format: str = "text"
     enable_log_requests: bool = False
     max_body_bytes: int = 4 * 1024 * 1024

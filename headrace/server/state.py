@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from headrace.engine.async_engine import Engine, Observer
 from headrace.server.http_errors import ApiError
+from headrace.server.limits import request_limits
 from headrace.server.metrics import ServerMetrics
 from headrace.server.options import ServerOptions
 
@@ -50,7 +51,8 @@ class Service:
 
     def attach(self, engine: ServedEngine) -> None:
         """The engine is loaded: from here on the server is ready."""
-        self._metrics = ServerMetrics(engine.config, self.model_names_of(engine)[0], engine.stats)
+        limits = request_limits(engine.config, self.options)
+        self._metrics = ServerMetrics(engine.config, self.model_names_of(engine)[0], engine.stats, limits)
         engine.set_observer(self._metrics)
         self._engine = engine
 
@@ -105,4 +107,11 @@ class Service:
         if queued + num_sequences > limit:
             raise ApiError(
                 429, f"The queue is full: {queued} sequences wait and the limit is {limit}.", code="queue_full"
+            )
+        if (tokens := self.engine.num_queued_tokens) >= self.engine.config.max_num_queued_tokens:
+            raise ApiError(
+                429,
+                f"The queue is full: prompts of {tokens} tokens wait, the limit is "
+                f"{self.engine.config.max_num_queued_tokens}.",
+                code="queue_full",
             )

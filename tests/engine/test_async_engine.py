@@ -264,6 +264,44 @@ def test_the_queue_is_bounded_and_admission_makes_room() -> None:
     in_world(test, config(max_num_queued_reqs=2))
 
 
+def test_the_queue_is_bounded_in_tokens_but_one_prompt_may_always_wait() -> None:
+    async def test(world: World) -> None:
+        world.runner.hold()
+        running = world.engine.submit(request("long", "twelve token", max_tokens=3))  # more than the limit, alone
+        await entered(world.runner)
+        with pytest.raises(InvalidRequest, match=r"exceed 10 \(--max-num-queued-tokens\)") as refused:
+            world.engine.submit(request("more", "1"))
+        assert refused.value.code == "queue_full" and world.engine.num_queued_tokens == 12
+        world.runner.release()
+        await until(lambda: world.engine.num_queued_tokens == 0)
+        also = [world.engine.submit(request(name, "12345", max_tokens=3)) for name in ("a", "b")]
+        assert [text(await read(stream)) for stream in (running, *also)] == ["abc"] * 3
+        assert world.engine.num_queued_tokens == 0
+
+    in_world(test, config(max_num_queued_tokens=10))
+
+
+def test_the_prefix_cache_is_forgotten_only_while_no_block_is_in_use() -> None:
+    async def test(world: World) -> None:
+        async def cached() -> int:
+            return (await read(world.engine.submit(request("r", "0123456789", max_tokens=1))))[-1].num_cached_tokens
+
+        assert [await cached(), await cached()] == [0, 8]
+        world.runner.hold()
+        stream = world.engine.submit(request("busy", max_tokens=2))
+        await entered(world.runner)
+        waiting = asyncio.create_task(world.engine.reset_prefix_cache())
+        world.runner.release()
+        with pytest.raises(InvalidRequest, match="KV blocks are in use by 1 running sequences; try again"):
+            await waiting
+        await read(stream)
+        assert await cached() == 8
+        await world.engine.reset_prefix_cache()
+        assert await cached() == 0
+
+    in_world(test, config(enable_prefix_caching=True))
+
+
 # -- failures -------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,7 @@ class ScriptedEngine:
         self.fail_after: int | None = None  # tokens after which every sequence fails
         self.max_waiting: int | None = None
         self.profiling = False
+        self.num_queued_tokens = 0
         self._answer = TOKENIZER.encode(text, False)
         if ends:
             self._answer += sorted(TOKENIZER.eos_token_ids)
@@ -192,6 +193,10 @@ class ScriptedEngine:
             raise InvalidRequest("The profiler has been started already.", code="profiler_state")
         self.profiling = True
         return {"trace": "/traces/1"}
+
+    async def reset_prefix_cache(self) -> None:
+        if self._live:
+            raise InvalidRequest("KV blocks are in use.", code="cache_in_use")
 
     async def stop_profile(self) -> dict[str, Any]:
         if not self.profiling:
