@@ -71,14 +71,17 @@ class BlockManager:
             return Room.NEVER
         return Room.LATER if self.num_free - need < self.watermark_blocks else Room.NOW
 
+    def may_hit(self, sequence: Sequence) -> bool:
+        """Whether `sequence` looks for its beginning here; one that wants every position computed does not."""
+        return self.enable_prefix_caching and sequence.request.params.prompt_logprobs is None
+
     def lookup(self, sequence: Sequence, *, whole: bool = False) -> list[int]:
         """Blocks that already hold the beginning of `sequence`; changes nothing.
 
         At least one token is always left to compute: at most `(len - 1) // block_size` blocks are returned, or
-        with `whole` (V0) all full blocks, and then the caller recomputes the last token.  None for a request that
-        needs every position of its prompt computed.
+        with `whole` (V0) all full blocks, and then the caller recomputes the last token.
         """
-        if not self.enable_prefix_caching or sequence.request.params.prompt_logprobs is not None:
+        if not self.may_hit(sequence):
             return []
         most = (sequence.num_tokens - (0 if whole else 1)) // self.block_size
         self._extend_keys(sequence, most)

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
+GRAMMAR_FAILED = "the output's grammar is too complex: "
+"""How the error of a sequence begins whose grammar could not be followed: the caller's fault, not the model's."""
+
+
 class FinishReason(StrEnum):
     """Why a sequence ended.  The first two are what an OpenAI client sees."""
 
@@ -57,6 +61,7 @@ class Request:
     lengths matter.  `eos_token_ids` are the model's own end tokens.  A lower `priority` is served first; it is
     read only when the scheduler's queue policy is "priority".  `arrived` is a number that orders arrivals
     (seconds or a counter) and breaks priority ties.  Prefix-cache hits never cross different `cache_salt`s.
+    `grammar` is what the output must follow, compiled by the engine's tokenizer; the core never looks at it.
     """
 
     request_id: str
@@ -66,3 +71,4 @@ class Request:
     priority: int = 0
     arrived: float = 0.0
     cache_salt: str = ""
+    grammar: object | None = None

@@ -231,7 +231,7 @@ class Scheduler:
             if sequence.phase is Phase.RUNNING and not ruined.isdisjoint(sequence.block_table):
                 first = min(i for i, block in enumerate(sequence.block_table) if block in ruined)
                 state.blocks.retract(sequence, first * size)
-                state.evict(sequence)
+                state.begin_again(sequence)
                 state.counters.restarts += 1
                 state.waiting.give_back(sequence)
         return ended

@@ -176,7 +176,7 @@ class State:
         sequence.phase = Phase.RUNNING
         sequence.computed = cached
         sequence.prefill_length = sequence.num_tokens
-        if self.config.enable_prefix_caching:
+        if self.blocks.may_hit(sequence):
             # Once per admission: a head of line that is looked up in every step it waits counts once.
             counters = self.counters
             if sequence.num_preemptions:
@@ -193,12 +193,16 @@ class State:
 
         The caller takes it out of `running` and gives it back to `waiting`.
         """
+        self.begin_again(sequence)
+        self.counters.preemptions += 1
+        return sequence
+
+    def begin_again(self, sequence: Sequence) -> None:
+        """Take all blocks from a running sequence; it waits, and computes its tokens again."""
         self.blocks.free(sequence)
         sequence.computed = 0
         sequence.phase = Phase.WAITING
         sequence.num_preemptions += 1
-        self.counters.preemptions += 1
-        return sequence
 
     def drop(self, draft: Draft) -> None:
         """End the head of `waiting` as V0 does with what it can never place ("ignored")."""

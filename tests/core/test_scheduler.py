@@ -203,7 +203,14 @@ class TestFailures:
         check(scheduler)
         assert [event.request_id for event in events] == ["a"]
         assert (b.phase, b.output_token_ids, scheduler.counters.restarts) == (Phase.WAITING, [], 1)
+        assert scheduler.counters.preemptions == 0  # it starts over, but memory was not short
         assert scheduler.schedule().chunks == (Chunk(b, 0, 10, True),)
+
+    def test_who_does_not_look_is_not_counted_as_a_query(self) -> None:
+        scheduler = make(enable_prefix_caching=True)
+        scheduler.add(Request("a", range(10), SamplingParams(prompt_logprobs=1)))
+        scheduler.commit(scheduler.schedule(), StepResult((7,)))
+        assert scheduler.counters.prefix_queries == 0
 
     def test_a_result_must_fit_the_batch(self) -> None:
         scheduler = make()
