@@ -65,3 +65,9 @@ def test_links_in_the_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if not re.match(r"[a-z]+:", target):
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_the_documents_hold_no_placeholders() -> None:
+    for page in tracked("*.md"):
+        text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
+        assert not re.search(r"\b(TODO|FIXME|XXX|[A-Z]+_(MINUTES|QUOTE|SECONDS))\b", text), page.relative_to(ROOT)
