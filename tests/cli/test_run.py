@@ -19,7 +19,7 @@ FAKE_SERVER = ROOT / "tests" / "lab" / "campaign" / "fake_server.py"
 
 PLAN = f"""
 name = "small"
-title = "A small plan"
+title = "A <small> plan"
 [serve]
 max-model-len = 512
 max-num-seqs = 8
@@ -93,7 +93,7 @@ def test_a_campaign_ends_with_a_study_a_report_and_a_short_summary(
         "off-512": "ok",
     }
     assert (out / "plan.toml").read_text() == PLAN
-    assert "small" in (out / "report.html").read_text() or "A small plan" in (out / "report.html").read_text()
+    assert "<h1>A &lt;small&gt; plan</h1>" in (out / "report.html").read_text()
 
 
 def test_without_a_report(plan: Path, tmp_path: Path, scripted: None, capsys: pytest.CaptureFixture[str]) -> None:
