@@ -362,7 +362,6 @@ def _print(
     run: MeasuredRun, spec: WorkloadSpec, settings: BenchSettings, goals: dict[str, float], dialect: str
 ) -> VllmMetrics:
     from headrace.lab.metrics.dialects import result_block
-    from headrace.lab.metrics.result import run_result_from_records
     from headrace.lab.metrics.vllm import vllm_metrics
 
     totals = vllm_metrics(
@@ -378,10 +377,7 @@ def _print(
         for record in errors[:10]:
             print(f"  request {record.index}: {record.error_class}: {_message(record.error)}", file=sys.stderr)
     print(run.verdict.line(), file=sys.stderr)
-    result = run_result_from_records(
-        run.records, source="", settings=run.settings, duration_s=run.duration_s, warnings=run.warnings()
-    )
-    for warning in result.warnings:
+    for warning in run.result("").warnings:
         print(f"note: {warning}", file=sys.stderr)
     if spec.closed_loop:
         print("note: a closed loop: its tails cannot be compared with those of an open loop", file=sys.stderr)
@@ -431,7 +427,7 @@ def _save(
 
 def _exit_code(run: MeasuredRun) -> int:
     from headrace.cli.main import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_INVALID_RUN, EXIT_OK
-    from headrace.lab.client.self_check import Level
+    from headrace.lab.records.results import Level
 
     if run.interrupted:
         return EXIT_INTERRUPTED

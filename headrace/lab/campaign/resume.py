@@ -27,7 +27,7 @@ from headrace.errors import ConfigError, LaunchError
 from headrace.lab.campaign.files import checksum, sync_directory, sync_tree, write_json
 from headrace.lab.campaign.launchers.process import ProcessIdentity, boot_id, kill_by_nonce
 from headrace.lab.campaign.provenance import digest_of
-from headrace.lab.records.results import RunResult
+from headrace.lab.records.results import RunResult, run_from_json
 
 Json = Any
 
@@ -175,9 +175,7 @@ def _read_seal(directory: Path) -> Seal:
             ended=data["ended"],
             duration_s=data["duration_s"],
             server=data["server"],
-            result=None
-            if result is None
-            else RunResult(result["source"], result["settings"], result["metrics"], tuple(result["warnings"])),
+            result=None if result is None else run_from_json(result),
             failure=None if failure is None else Failure(**failure),
         )
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -15,11 +15,11 @@ from headrace.lab.client.bodies import PATHS, request_body
 from headrace.lab.client.control import base_of, request_headers
 from headrace.lab.client.load import LoadOutcome, Progress, Sent, run_load
 from headrace.lab.client.reading import bounded, read_answer
-from headrace.lab.client.self_check import ClientCost, Level, Verdict, judge
+from headrace.lab.client.self_check import ClientCost, Verdict, judge
 from headrace.lab.client.transport import HttpTransport
 from headrace.lab.metrics.result import run_result_from_records
 from headrace.lab.records.environment import describe_environment
-from headrace.lab.records.results import RunResult
+from headrace.lab.records.results import RunResult, RunVerdict
 from headrace.lab.records.schema import RequestRecord
 from headrace.lab.records.store import is_done, write_run
 from headrace.lab.workload.arrivals import arrival_schedule, audit_arrivals
@@ -55,12 +55,16 @@ class MeasuredRun:
     def duration_s(self) -> float:
         return (self.end_ns - self.start_ns) / 1e9
 
-    def warnings(self) -> tuple[str, ...]:
-        """What a reader of the result must know, beyond what its metrics say."""
-        notes = list(self.verdict.reasons)
-        if self.verdict.level is Level.INVALID:
-            notes.insert(0, "INVALID: this run should not be compared with others")
-        return (*notes, *self.manifest["warnings"])
+    def result(self, source: str) -> RunResult:
+        """The run's metrics, its verdict and what a reader must know of it; `source` says where it is kept."""
+        return run_result_from_records(
+            self.records,
+            source=source,
+            settings=self.settings,
+            duration_s=self.duration_s,
+            warnings=self.manifest["warnings"],
+            verdict=RunVerdict(self.verdict.level, self.verdict.reasons),
+        )
 
 
 def measure(
@@ -92,13 +96,7 @@ def measure(
     write_run(Path(out_dir), run.manifest, run.records, interrupted=run.interrupted)
     if run.interrupted:
         raise KeyboardInterrupt
-    return run_result_from_records(
-        run.records,
-        source=str(out_dir),
-        settings=run.settings,
-        duration_s=run.duration_s,
-        warnings=run.warnings(),
-    )
+    return run.result(str(out_dir))
 
 
 def conduct(

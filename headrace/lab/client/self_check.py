@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from headrace.lab.metrics.latency import Percentile, percentile
+from headrace.lab.records.results import Level
 from headrace.lab.records.schema import RequestRecord
 
 MAX_CLOCK_DRIFT_NS = 50_000_000
@@ -19,12 +19,6 @@ MAX_LAG_SHARE_OF_TTFT = 0.05
 MIN_LAGS_FOR_P99 = 100
 MAX_FAILURE_SHARE = 0.10
 MAX_CLIENT_CPU = 0.90
-
-
-class Level(StrEnum):
-    VALID = "VALID"
-    WARN = "WARN"
-    INVALID = "INVALID"
 
 
 @dataclass(frozen=True, slots=True)

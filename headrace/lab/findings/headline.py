@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import allowance, ratio
-from headrace.lab.findings.table import Table, describe, mean, means
+from headrace.lab.findings.table import STRANGER, Table, describe, mean, means
 from headrace.lab.findings.trust import disturbed
 from headrace.lab.findings.words import METRIC_WORDS, names, percent, plural, quantity
-from headrace.lab.records.results import Cell, CellStatus, Json
+from headrace.lab.records.results import Cell, Json
 
 # Throughput decides first; among ties the latencies do, a doubling of one weighing as much as of the other.
 _THROUGHPUT = ("output_throughput", "total_token_throughput", "request_throughput")
@@ -119,7 +119,12 @@ def _nothing(table: Table) -> Finding:
     total = len(table.study.cells)
     numbers: dict[str, Json] = {"cells": total}
     if not table.cells:
-        claim = f"No cell can be compared: none of {plural(total, 'cell')} served its whole workload."
+        invalid = [cell for cell, _ in table.left_out if cell.runs and all(run.invalid for run in cell.runs)]
+        why = f"none of {plural(total, 'cell')} served its whole workload"
+        if invalid:
+            why = f"the runs of {names([cell.name for cell in invalid])} are INVALID"
+            why += "" if len(invalid) == total else ", and no other cell served its whole workload"
+        claim = f"No cell can be compared: {why}."
         return Finding("headline", "comparability", claim, numbers)
     cell = table.cells[0]
     figures = [
@@ -127,7 +132,7 @@ def _nothing(table: Table) -> Finding:
         for metric in ("output_throughput", "mean_ttft_ms", "median_tpot_ms")
         if (value := mean(cell, metric)) is not None
     ]
-    strangers = any(one.status in (CellStatus.OK, CellStatus.SUBSTITUTED) and one.runs for one, _ in table.left_out)
+    strangers = any(why == STRANGER for _, why in table.left_out)
     why = "No two cells had the same workload on the same model" if strangers else f"Only {cell.name} is usable"
     claim = f"{why}, so there is nothing to compare"
     claim += f" ({cell.name}: {', '.join(figures)})." if figures else "."

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace.lab.records.foreign import shortfall
-from headrace.lab.records.results import Cell, CellStatus, Json, Study
+from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
 CHUNKED = "enable_chunked_prefill"
 # Share of the machine, 0 to 1, that went to other processes during a run; stated where it was enough to matter.
@@ -25,6 +25,7 @@ _SMALLEST, _LARGEST = 1e-9, 1e15
 _LOAD = ("request_rate", "burstiness", "max_concurrency")
 # What was asked, and of which model.
 _WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
+STRANGER = "another workload or another model"
 # Settings that describe a run or its reading, not the configuration that is compared.
 _ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", FOREIGN_CPU}
 
@@ -74,11 +75,17 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What can be compared in a study, and what cannot, with its reason."""
+    """What can be compared in a study, and what cannot, with its reason.
+
+    study        its cells have the runs that count: the INVALID ones are in `not_counted`, by the cell's name, unless
+                 a cell has no others (it is then left out, and shows what it has)
+    cells        those that may be compared
+    """
 
     study: Study
     cells: tuple[Cell, ...]
     left_out: tuple[tuple[Cell, str], ...]
+    not_counted: tuple[tuple[str, RunResult], ...]
     factor: Factor | None
     series: tuple[Series, ...]  # the longest first
 
@@ -94,11 +101,13 @@ class Table:
 
 def build(study: Study) -> Table:
     """Sort out a study."""
-    study = replace(study, cells=tuple(_whole(cell) for cell in study.cells))
+    whole = [_whole(cell) for cell in study.cells]
+    study = replace(study, cells=tuple(_counted(cell) for cell in whole))
+    not_counted = tuple((cell.name, run) for cell in whole for run in cell.runs if run.invalid)
     cells, left_out = _comparable(study)
     factor = next((factor for factor in FACTORS if len({factor.value(cell) for cell in cells} - {None}) > 1), None)
     series = _series(cells, factor) if factor is not None else ()
-    return Table(study, cells, left_out, factor, series)
+    return Table(study, cells, left_out, not_counted, factor, series)
 
 
 def sample(cell: Cell, metric: str) -> tuple[float, ...]:
@@ -153,6 +162,17 @@ def _whole(cell: Cell) -> Cell:
     return replace(cell, settings={**stated, **cell.settings})
 
 
+def _counted(cell: Cell) -> Cell:
+    """The cell with its believable runs only; as it is, where it has none."""
+    believable = tuple(run for run in cell.runs if not run.invalid)
+    return replace(cell, runs=believable) if believable else cell
+
+
+def why_invalid(run: RunResult) -> str:
+    """The gravest reason of an INVALID run, without its full stop."""
+    return run.verdict.reasons[0].rstrip(".") if run.verdict and run.verdict.reasons else "no reason recorded"
+
+
 def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str], ...]]:
     left_out: list[tuple[Cell, str]] = []
     measured: list[Cell] = []
@@ -161,6 +181,9 @@ def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str],
             left_out.append((cell, cell.reason or f"status {cell.status.value}"))
         elif not cell.runs:
             left_out.append((cell, "no run"))
+        elif all(run.invalid for run in cell.runs):
+            every = "its run is INVALID" if len(cell.runs) == 1 else "all of its runs are INVALID"
+            left_out.append((cell, f"{every}: {why_invalid(cell.runs[0])}"))
         elif any(run.metrics.get("completed") == 0 for run in cell.runs):
             left_out.append((cell, "no request was completed"))
         elif any(shortfall(run) for run in cell.runs):
@@ -170,7 +193,7 @@ def _comparable(study: Study) -> tuple[tuple[Cell, ...], tuple[tuple[Cell, str],
     workloads = Counter(_workload(cell, measured) for cell in measured)
     usual = workloads.most_common(1)[0][0] if workloads else None
     cells = [cell for cell in measured if _workload(cell, measured) == usual]
-    left_out += [(cell, "another workload or another model") for cell in measured if cell not in cells]
+    left_out += [(cell, STRANGER) for cell in measured if cell not in cells]
     return tuple(cells), tuple(left_out)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANCE
-from headrace.lab.findings.table import FACTORS, Table, mean, varying
+from headrace.lab.findings.table import FACTORS, Table, mean, varying, why_invalid
 from headrace.lab.findings.words import listed, names, number, percent, plural
 from headrace.lab.records.foreign import shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult
@@ -37,7 +37,29 @@ def left_out(table: Table) -> list[Finding]:
                 tuple(cell.name for cell, _ in others),
             )
         )
-    return found
+    return found + _invalid_runs(table)
+
+
+def _invalid_runs(table: Table) -> list[Finding]:
+    """Single runs that do not count, in cells that have others."""
+    out = {cell.name for cell, _ in table.left_out}
+    dropped = [(name, run) for name, run in table.not_counted if name not in out]
+    if not dropped:
+        return []
+    by_reason: dict[str, list[str]] = {}
+    for name, run in dropped:
+        by_reason.setdefault(why_invalid(run), []).append(_run_name(name, run))
+    verb = "is" if len(dropped) == 1 else "are"
+    text = "; ".join(f"{names(runs)} ({why})" for why, runs in by_reason.items())
+    claim = f"{plural(len(dropped), 'run')} {verb} INVALID and not counted: {text}."
+    cells = tuple(dict.fromkeys(name for name, _ in dropped))
+    numbers: dict[str, Json] = {"sources": [run.source for _, run in dropped]}
+    return [Finding("comparability.invalid-runs", "comparability", claim, numbers, cells)]
+
+
+def _run_name(cell: str, run: RunResult) -> str:
+    repeat = run.settings.get("repeat")
+    return f"{cell} run {repeat}" if isinstance(repeat, int) else f"{cell} ({run.source})"
 
 
 def not_measured(table: Table) -> list[Finding]:

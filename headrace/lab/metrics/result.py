@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.lab.metrics.latency import latency_summary
 from headrace.lab.metrics.vllm import METRICS, vllm_metrics
-from headrace.lab.records.results import RunResult
+from headrace.lab.records.results import Level, RunResult, RunVerdict
 from headrace.lab.records.schema import RequestRecord
 from headrace.lab.records.store import read_run
 
@@ -25,15 +25,16 @@ def run_result_from_records(
     settings: Mapping[str, Any],
     duration_s: float,
     warnings: Sequence[str] = (),
+    verdict: RunVerdict | None = None,
 ) -> RunResult:
-    """Compute a run's metrics anew.
+    """Compute a run's metrics anew.  The verdict's reasons are warnings too.
 
     vLLM's JSON keys with vLLM's definitions, and the keys of `latency_summary`.  A metric without values (no request
     succeeded, no answer had two tokens) is absent, never zero.
     """
     totals = vllm_metrics(records, duration_s)
     metrics: dict[str, float] = {"duration": duration_s, "completed": totals.completed, "failed": totals.failed}
-    notes = list(warnings)
+    notes = [*_said(verdict), *warnings]
     if totals.completed:
         metrics |= {
             "total_input_tokens": totals.total_input,
@@ -53,7 +54,7 @@ def run_result_from_records(
     if bundle > _BUNDLED:
         notes.append(f"a chunk carries {bundle:.1f} tokens on average, so ITL is the time between chunks, not tokens")
     notes += _length_warnings(records)
-    return RunResult(source=source, settings=dict(settings), metrics=metrics, warnings=tuple(notes))
+    return RunResult(source, dict(settings), metrics, tuple(notes), verdict)
 
 
 def _length_warnings(records: Sequence[RequestRecord]) -> list[str]:
@@ -76,13 +77,17 @@ def run_result_from_directory(directory: Path) -> RunResult:
     """A stored run's metrics, computed anew.  Raises ConfigError when the run is not finished or damaged."""
     manifest, records = read_run(directory)
     verdict = manifest["verdict"]
-    warnings = [*verdict["reasons"], *manifest["warnings"]]
-    if verdict["level"] == "INVALID":
-        warnings.insert(0, "INVALID: this run should not be compared with others")
     return run_result_from_records(
         records,
         source=str(directory),
         settings=manifest["settings"],
         duration_s=(manifest["end_ns"] - manifest["start_ns"]) / 1e9,
-        warnings=warnings,
+        warnings=manifest["warnings"],
+        verdict=RunVerdict(Level(verdict["level"]), tuple(verdict["reasons"])),
     )
+
+
+def _said(verdict: RunVerdict | None) -> tuple[str, ...]:
+    if verdict is None or verdict.level is not Level.INVALID:
+        return verdict.reasons if verdict is not None else ()
+    return ("INVALID: this run should not be compared with others", *verdict.reasons)

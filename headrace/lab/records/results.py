@@ -31,6 +31,22 @@ class CellStatus(StrEnum):
     PENDING = "pending"  # not reached yet (an interrupted campaign)
 
 
+class Level(StrEnum):
+    """How far a run may be believed, by the client's own account."""
+
+    VALID = "VALID"
+    WARN = "WARN"
+    INVALID = "INVALID"  # its figures describe the client or a fault, so it is compared with nothing
+
+
+@dataclass(frozen=True, slots=True)
+class RunVerdict:
+    """The verdict of the client that measured a run; `reasons` are sentences, the gravest first."""
+
+    level: Level
+    reasons: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """One measured repeat.
@@ -43,12 +59,18 @@ class RunResult:
               on), repeat (int), version.  An unknown setting is absent.
     metrics   vLLM's JSON keys -> number
     warnings  sentences about this run that a reader must know
+    verdict   may it be compared; None where nobody judged it (the results of other tools)
     """
 
     source: str
     settings: Mapping[str, Json]
     metrics: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    verdict: RunVerdict | None = None
+
+    @property
+    def invalid(self) -> bool:
+        return self.verdict is not None and self.verdict.level is Level.INVALID
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +125,18 @@ def _metrics(value: Any) -> dict[str, float]:
     return dict(value)
 
 
+def run_from_json(data: Any) -> RunResult:
+    """A run back from what `asdict` made of it.  Raises KeyError, TypeError or ValueError for anything else."""
+    verdict = _object(data, "a run").get("verdict")
+    return RunResult(
+        _text(data["source"], "a run's source"),
+        _object(data["settings"], "settings"),
+        _metrics(data["metrics"]),
+        tuple(_text(warning, "a warning") for warning in data["warnings"]),
+        None if verdict is None else RunVerdict(Level(verdict["level"]), tuple(map(str, verdict["reasons"]))),
+    )
+
+
 def study_to_json(study: Study) -> str:
     """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
@@ -123,15 +157,7 @@ def study_from_json(text: str, *, source: str) -> Study:
                 name=_text(cell["name"], "a cell's name"),
                 settings=_object(cell["settings"], "settings"),
                 status=CellStatus(cell["status"]),
-                runs=tuple(
-                    RunResult(
-                        _text(run["source"], "a run's source"),
-                        _object(run["settings"], "settings"),
-                        _metrics(run["metrics"]),
-                        tuple(_text(warning, "a warning") for warning in run["warnings"]),
-                    )
-                    for run in cell["runs"]
-                ),
+                runs=tuple(run_from_json(run) for run in cell["runs"]),
                 rule=cell["rule"],
                 reason=cell["reason"],
                 substituted={key: (pair[0], pair[1]) for key, pair in cell["substituted"].items()},

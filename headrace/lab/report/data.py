@@ -12,8 +12,8 @@ from typing import Any
 
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import allowance
-from headrace.lab.findings.table import build, sample
-from headrace.lab.records.results import Cell, CellStatus, Study
+from headrace.lab.findings.table import build, sample, why_invalid
+from headrace.lab.records.results import Cell, CellStatus, RunResult, Study
 from headrace.lab.report.text import count, flatten, joined_units, number, plain, show
 from headrace.lab.report.view import (
     ITL,
@@ -41,11 +41,14 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
     table = build(study)
     study = table.study  # its cells also have the settings that only their runs state
     left_out = {id(cell): reason for cell, reason in table.left_out}
+    not_counted: dict[str, list[RunResult]] = {}
+    for name, run in table.not_counted:
+        not_counted.setdefault(name, []).append(run)
     # The budget where any cell states one, also where it does not vary; else what the findings take as the factor.
     stated = any(_factor_value(cell, BUDGET) for cell in study.cells)
     factor = BUDGET if stated else table.factor.key if table.factor is not None else ""
     cells = tuple(
-        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor)
+        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor, not_counted.get(cell.name, ()))
         for place, cell in enumerate(study.cells)
     )
     ranked = [(view, cell) for view, cell in zip(cells, study.cells, strict=True) if cell in table.same_load]
@@ -58,7 +61,7 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         name=plain(study.name, 120),
         title=plain(study.title or study.name, 200),
         kind=plain(study.kind, 40),
-        banner=_banner(cells),
+        banner=_banner(cells, sum(map(len, not_counted.values()))),
         common=common,
         varying=varying,
         factor=plain(factor, 80),
@@ -69,7 +72,7 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
     )
 
 
-def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str) -> CellView:
+def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str, not_counted: Sequence[RunResult] = ()) -> CellView:
     chunked = cell.settings.get(CHUNKED)
     role = ROLE_WORDS[chunked][0] if isinstance(chunked, bool) else UNSTATED_ROLE[0]
     x = _factor_value(cell, factor)
@@ -92,7 +95,12 @@ def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str) -> CellView:
             "; ".join(f"{flag}: {show(wanted)} → {show(used)}" for flag, (wanted, used) in cell.substituted.items())
         ),
         implied=_implied(cell),
-        warnings=tuple(dict.fromkeys(plain(text) for run in cell.runs for text in run.warnings)),
+        warnings=tuple(
+            dict.fromkeys(
+                [f"not counted, INVALID: {plain(run.source, 400)}: {plain(why_invalid(run))}" for run in not_counted]
+                + [plain(text) for run in cell.runs for text in run.warnings]
+            )
+        ),
         sources=tuple(plain(run.source, 400) for run in cell.runs),
         n_runs=len(cell.runs),
     )
@@ -147,10 +155,11 @@ def _split_settings(cells: Sequence[Cell]) -> tuple[tuple[tuple[str, str], ...],
     return tuple(common), tuple(varying)
 
 
-def _banner(cells: Sequence[CellView]) -> Banner:
+def _banner(cells: Sequence[CellView], invalid_runs: int) -> Banner:
     """Short reasons only; the findings on comparability tell the whole story."""
     comparable = [cell for cell in cells if cell.comparable]
-    reasons = (*_status_reasons(cells), *_repeat_reasons(comparable), *_warning_reasons(cells))
+    dropped = [f"{count(invalid_runs, 'run')} INVALID: not counted."] if invalid_runs else []
+    reasons = (*_status_reasons(cells), *dropped, *_repeat_reasons(comparable), *_warning_reasons(cells))
     if not comparable:
         return Banner("bad", "Nothing to compare" if cells else "No cells", reasons or ("No cell was measured.",))
     illegal = sum(cell.status is CellStatus.ILLEGAL for cell in cells)

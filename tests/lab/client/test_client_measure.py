@@ -30,8 +30,9 @@ def test_a_run_is_measured_stored_and_read_back(tmp_path: Path) -> None:
     assert result.settings["max_num_seqs"] == 4 and result.settings["request_rate"] == "inf"
     assert result.settings["dataset"] == "conversation" and result.settings["num_prompts"] == 12
     again = run_result_from_directory(tmp_path / "run")
-    assert again == result
+    assert again == result and result.verdict is not None
     manifest, records = read_run(tmp_path / "run")
+    assert result.verdict.level == manifest["verdict"]["level"]
     assert [record.index for record in records] == list(range(12))
     assert manifest["workload"]["seed"] == 3 and manifest["environment"]["cpus"] >= 1
     assert len(manifest["clock_pairs"]) == 2 and manifest["verdict"]["level"] in ("VALID", "WARN", "INVALID")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.lab.client.self_check import ClientCost, Level, judge
+from headrace.lab.client.self_check import ClientCost, judge
+from headrace.lab.records.results import Level
 from headrace.lab.records.schema import ChunkStamp, RequestRecord
 
 MS = 1_000_000

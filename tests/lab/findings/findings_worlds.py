@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from headrace.lab.findings import Finding, explain
-from headrace.lab.records.results import Cell, CellStatus, RunResult, Study
+from headrace.lab.records.results import Cell, CellStatus, Level, RunResult, RunVerdict, Study
 
 
 def metrics(duration: float = 100.0, **given: float | None) -> dict[str, float]:
@@ -53,6 +54,13 @@ def cell(
         RunResult(f"{name}/{index}", {**all_settings, "repeat": index}, figures) for index, figures in enumerate(runs)
     )
     return Cell(name, all_settings, status, results, rule, reason, dict(substituted or {}))
+
+
+def invalid(one: Cell, *repeats: int, why: str = "the client could not keep the schedule") -> Cell:
+    """The cell, with those of its runs INVALID by the client's own account."""
+    verdict = RunVerdict(Level.INVALID, (f"{why}.",))
+    runs = tuple(replace(run, verdict=verdict) if index in repeats else run for index, run in enumerate(one.runs))
+    return replace(one, runs=runs)
 
 
 def study(*cells: Cell) -> Study:
