@@ -1,7 +1,7 @@
 """Which tokens a request may not produce next, and which it likes more: applied to its logits before sampling.
 
-In this order, as in vLLM: allowed token ids, bad words, end tokens before `min_tokens`, logit bias.  A rule that would
-forbid everything that is left does not apply: a bad word that is the only way on is said.
+In this order, as in vLLM: the grammar, allowed token ids, bad words, end tokens before `min_tokens`, logit bias.
+A later rule that would forbid everything that is left does not apply: a bad word that is the only way on is said.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from headrace.core.request import SamplingParams
 from headrace.core.sequence import Sequence
+from headrace.engine.structured import Grammar, Matcher
 
 if TYPE_CHECKING:
     from headrace.engine.outputs import TokenLogprob
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class SamplingState:
     """What sampling keeps for a sequence between steps, through preemptions too; it dies with the sequence."""
 
+    matcher: Matcher | None = None
     allowed: Tensor | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -39,7 +41,8 @@ def is_masked(sequence: Sequence) -> bool:
     """Whether `mask` would change the next logits of `sequence` (true too often is harmless)."""
     params = sequence.request.params
     return bool(
-        params.logit_bias
+        sequence.request.grammar is not None
+        or params.logit_bias
         or params.allowed_token_ids
         or params.bad_words_token_ids
         or sequence.num_output_tokens < params.min_tokens
@@ -47,8 +50,10 @@ def is_masked(sequence: Sequence) -> bool:
 
 
 def mask(logits: Tensor, sequence: Sequence) -> None:
-    """Apply the rules of one request to its row `[vocab]`, in place."""
+    """Apply the rules of one request to its row `[vocab]`, in place.  Raises GrammarFailure."""
     params = sequence.request.params
+    if sequence.request.grammar is not None:
+        logits.masked_fill_(~_allowed_by_grammar(sequence), -torch.inf)
     if params.allowed_token_ids:
         _keep_only(logits, sequence, params)
     if params.bad_words_token_ids:
@@ -58,6 +63,15 @@ def mask(logits: Tensor, sequence: Sequence) -> None:
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         logits[list(ids)] += torch.tensor(values)
+
+
+def _allowed_by_grammar(sequence: Sequence) -> Tensor:
+    state = state_of(sequence)
+    if state.matcher is None:
+        grammar = sequence.request.grammar
+        assert isinstance(grammar, Grammar)
+        state.matcher = grammar.matcher()
+    return state.matcher.allowed(sequence.output_token_ids)
 
 
 def _keep_only(logits: Tensor, sequence: Sequence, params: SamplingParams) -> None:

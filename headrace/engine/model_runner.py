@@ -133,13 +133,13 @@ class ModelRunner:
                 collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._padded_logits)
         if not sampled:
             return RunnerOutput(StepResult((), failed))
-        tokens, logprobs = sample(logits, sampled, self.config.seed)
+        tokens, logprobs, unfit = sample(logits, sampled, self.config.seed)
         prompts = {
             each.request_id: tuple(state_of(each).prompt_logprobs)
             for each in sampled
             if each.request.params.prompt_logprobs is not None and not each.num_output_tokens
         }
-        return RunnerOutput(StepResult(tuple(tokens), failed), logprobs, prompts)
+        return RunnerOutput(StepResult(tuple(tokens), unfit | failed), logprobs, prompts)
 
     def _padded_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab_size]`, computed for a number of rows that has its kernel already."""

@@ -17,15 +17,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from headrace.core.request import SamplingParams
+from headrace.core.request import GRAMMAR_FAILED, SamplingParams
 from headrace.core.sequence import Sequence
 from headrace.engine.masks import is_masked, mask
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import describe
+from headrace.engine.structured import GrammarFailure
 
 GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
@@ -55,18 +57,27 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple[list[int], dict[str, TokenLogprob]]:
-    """Choose the next token of each sequence from its row of fp32 `logits` `[rows, vocab]`, which must be finite.
+class Sampled(NamedTuple):
+    """Tokens in the rows' order; by request id, log-probabilities of those who asked, and why others failed."""
 
-    Returns the tokens in the rows' order and the log-probabilities by request id, for those who asked.
-    """
+    tokens: list[int]
+    logprobs: dict[str, TokenLogprob]
+    failed: dict[str, str]
+
+
+def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> Sampled:
+    """Choose the next token of each sequence from its row of fp32 `logits` `[rows, vocab]`, which must be finite."""
     params = [sequence.request.params for sequence in sequences]
     raw = logits
+    failed: dict[str, str] = {}
     changed = [row for row, sequence in enumerate(sequences) if _changes_logits(params[row], sequence)]
     if changed:
         logits = raw.clone()
         for row in changed:
-            mask(logits[row], sequences[row])
+            try:
+                mask(logits[row], sequences[row])
+            except GrammarFailure as error:
+                failed[sequences[row].request_id] = f"{GRAMMAR_FAILED}{error}"
             apply_penalties(logits[row], sequences[row])
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
@@ -77,7 +88,7 @@ def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> tuple
         for row, token in zip(random, invert(probabilities, numbers), strict=True):
             tokens[row] = token
     wanted = [row for row, each in enumerate(params) if each.logprobs is not None]
-    return tokens, _logprobs(raw, sequences, tokens, wanted)
+    return Sampled(tokens, _logprobs(raw, sequences, tokens, wanted), failed)
 
 
 def filtered_probabilities(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:

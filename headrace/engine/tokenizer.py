@@ -5,6 +5,7 @@ Reads tokenizer.json with the `tokenizers` library; transformers is not needed a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from headrace.engine.chat_template import ChatTemplate
 from headrace.engine.config import EngineConfig
 from headrace.engine.detokenizer import Detokenizer
 from headrace.engine.model_files import read_json
+from headrace.engine.structured import Grammar, GrammarCompiler
 from headrace.errors import ConfigError, InvalidRequest
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -60,6 +62,8 @@ class Tokenizer:
         self.eos_token_ids = self._eos_token_ids(model_directory or directory)
         text = chat_template if chat_template is not None else _own_template(directory)
         self._template = None if text is None else ChatTemplate(text, self.special_tokens)
+        self._grammars: GrammarCompiler | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def from_config(cls, config: EngineConfig, *, vocab_size: int | None = None) -> Tokenizer:
@@ -95,6 +99,16 @@ class Tokenizer:
             for text in (bare, " " + bare) if bare else (word,):
                 found.append(tuple(self.encode(text, add_special_tokens=False)))
         return tuple(dict.fromkeys(ids for ids in found if ids))
+
+    def grammar(self, kind: str, text: str) -> Grammar:
+        """Compile what an output must follow (see `GrammarCompiler.compile`); may take seconds.
+
+        Raises InvalidRequest, whose text completes "this cannot be used: ...".
+        """
+        with self._lock:
+            if self._grammars is None:
+                self._grammars = GrammarCompiler(self._hub.to_str(), self.vocab_size, self.eos_token_ids)
+        return self._grammars.compile(kind, text)
 
     @property
     def has_chat_template(self) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, ValidationError, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from headrace.errors import InvalidRequest
+from headrace.server.base_body import StrictBody
+from headrace.server.constraints import ConstraintFields
 from headrace.server.fields import known_fields
 
 MAX_N = 128
@@ -57,11 +59,6 @@ _TEXT_OR_PARTS_SCHEMA = {
 _STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
 
 
-class StrictBody(BaseModel):
-    # Strict: "16" is no number and true is no integer; a silent conversion would hide the caller's mistake.
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-
 class StreamOptions(StrictBody):
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -97,7 +94,7 @@ class Message(StrictBody):
         return "\n".join(part["text"] for part in value)
 
 
-class SamplingFields(StrictBody):
+class SamplingFields(ConstraintFields):
     """What completions and chat have in common.  None means: the model's own default, then vLLM's."""
 
     model: _Name | None = None
@@ -114,10 +111,10 @@ class SamplingFields(StrictBody):
     seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]],
-        Field(max_length=MAX_STOPS),
+        Field(default_factory=list, max_length=MAX_STOPS),
         WithJsonSchema(_STOP_SCHEMA),
-    ] = []
-    stop_token_ids: Annotated[list[_Int32], Field(max_length=MAX_STOP_IDS)] = []
+    ]
+    stop_token_ids: Annotated[list[_Int32], Field(default_factory=list, max_length=MAX_STOP_IDS)]
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: _Int32 = 0
@@ -127,12 +124,13 @@ class SamplingFields(StrictBody):
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)] = ""
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
-        Field(max_length=MAX_BIASES),
-    ] = {}
+        Field(default_factory=dict, max_length=MAX_BIASES),
+    ]
     allowed_token_ids: Annotated[list[_Int32], Field(min_length=1, max_length=MAX_ALLOWED_IDS)] | None = None
     bad_words: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Field(max_length=MAX_BAD_WORDS)
-    ] = []
+        list[Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARS)]],
+        Field(default_factory=list, max_length=MAX_BAD_WORDS),
+    ]
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     return_tokens_as_token_ids: bool = False
 

@@ -13,12 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.server import sse
+from headrace.server.base_body import StrictBody
 from headrace.server.bodies import (
     Body,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
-    StrictBody,
     TokenizeBody,
     parse,
 )
@@ -63,7 +63,8 @@ async def _generate(
     name = service.check_model(getattr(body, "model", None))
     declared = request.headers.get("content-length", "")
     small = declared.isdecimal() and len(declared) < 6 and int(declared) < TOKENISE_INLINE_BYTES
-    generation = await _off_loop_if(not small, lambda: accept(body, name, service.engine))
+    slow = not small or getattr(body, "is_constrained", False)
+    generation = await _off_loop_if(slow, lambda: accept(body, name, service.engine))
     running = Running(service, generation)
     if service.options.enable_log_requests:
         first = generation.requests[0]

@@ -19,6 +19,7 @@ NO_EFFECT: dict[str, str] = {
     "metadata": "labels for a stored answer; answers are never stored here",
     "prompt_cache_key": "a routing hint for a fleet; one server has one prefix cache",
     "include_reasoning": "separates reasoning from the answer; without a reasoning parser there is nothing to separate",
+    "guided_decoding_backend": "names a library; whichever one follows a grammar, the answer follows it",
     "parallel_tool_calls": "limits tool calls; there are none, because `tools` is refused",
 }
 
@@ -28,13 +29,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_choice": (("none", "auto"), "tool calls are not supported"),
     "functions": (([],), "tool calls are not supported"),
     "function_call": (("none", "auto"), "tool calls are not supported"),
-    "response_format": (({"type": "text"},), "structured output is not supported"),
-    "structured_outputs": ((), "structured output is not supported"),
-    "guided_json": ((), "structured output is not supported"),
-    "guided_regex": ((), "structured output is not supported"),
-    "guided_choice": ((), "structured output is not supported"),
-    "guided_grammar": ((), "structured output is not supported"),
-    "guided_decoding_backend": ((), "structured output is not supported"),
+    "guided_whitespace_pattern": ((), "white space in JSON is bounded as it is"),
+    "structural_tag": ((), "structural tags are not supported"),
     "logits_processors": (([],), "custom logits processors are not supported"),
     "suffix": (("",), "insertion before a suffix is not supported"),
     "best_of": ((1,), "sampling several answers and keeping the best is not supported; use `n`"),

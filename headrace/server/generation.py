@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from headrace.core.request import FinishReason
+from headrace.core.request import GRAMMAR_FAILED, FinishReason
 from headrace.engine.async_engine import Output
 from headrace.server.http_errors import ApiError
 from headrace.server.protocol import Generation
@@ -70,6 +70,8 @@ class Running:
         if output.finish_reason is None:
             return
         self._ended(index)
+        if output.finish_reason is FinishReason.ERROR and (output.error or "").startswith(GRAMMAR_FAILED):
+            raise ApiError(400, f"{output.error}.", code="invalid_grammar")
         if output.finish_reason is FinishReason.ERROR:
             healthy, why = self._engine.is_healthy()
             if not healthy:  # not this request's fault: another server, or this one restarted, may answer it

@@ -11,6 +11,7 @@ from typing import Any
 from headrace.core.request import Request, SamplingParams
 from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
+from headrace.server.constraints import constraint_of
 from headrace.server.sampling import sampling_params
 from headrace.server.state import ServedEngine, Tokenizer
 from headrace.sizing.context import context_limit_message
@@ -156,6 +157,7 @@ def _generation(
             code="unsupported_parameter",
         )
     request_id = f"{prefix}-{uuid.uuid4().hex}"
+    grammar = _grammar(body, engine)
     scores_echo = echo is not None and num_logprobs is not None
     base = sampling_params(body, engine, num_logprobs, scores_prompt=scores_echo)
     only_echo = echo is not None and max_tokens == 0
@@ -175,6 +177,7 @@ def _generation(
                     priority=body.priority,
                     arrived=time.perf_counter(),
                     cache_salt=body.cache_salt,
+                    grammar=grammar,
                 )
             )
     options = body.stream_options or StreamOptions()
@@ -194,6 +197,18 @@ def _generation(
         num_prompt_logprobs=body.prompt_logprobs,
         tokens_as_ids=body.return_tokens_as_token_ids,
     )
+
+
+def _grammar(body: SamplingFields, engine: ServedEngine) -> object | None:
+    """What the answer must follow, compiled.  Raises InvalidRequest."""
+    constraint = constraint_of(body)
+    if constraint is None:
+        return None
+    for name, off in (("ignore_eos", False), ("min_tokens", 0), ("allowed_token_ids", None)):
+        if getattr(body, name) != off:
+            # Each could leave no token at all, or make the answer go on behind the end of its grammar.
+            raise InvalidRequest(f"`{name}` cannot be used together with `{constraint.field}`.", param=name)
+    return constraint.compile(engine)
 
 
 def _with_length(

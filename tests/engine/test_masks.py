@@ -72,6 +72,6 @@ def test_the_bias_comes_before_the_penalties() -> None:
 
 def test_masked_tokens_are_never_drawn_and_raw_log_probabilities_are_reported() -> None:
     rows = [sequence(seed=seed, allowed_token_ids=(4, 5), temperature=5.0, logprobs=1) for seed in range(200)]
-    tokens, logprobs = sample(torch.tensor([LOGITS] * 200), rows, 0)
+    tokens, logprobs, _ = sample(torch.tensor([LOGITS] * 200), rows, 0)
     assert set(tokens) == {4, 5}
     assert logprobs["a"].top[0][0] == 0

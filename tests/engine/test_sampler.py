@@ -44,7 +44,7 @@ def softmax(values: list[float]) -> list[float]:
 
 def test_greedy_takes_the_lowest_id_among_equals() -> None:
     logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [5.0, 1.0, 5.0, 5.0]])
-    tokens, logprobs = sample(logits, [sequence("a", temperature=0.0), sequence("b", temperature=0.0)], 0)
+    tokens, logprobs, _ = sample(logits, [sequence("a", temperature=0.0), sequence("b", temperature=0.0)], 0)
     assert tokens == [1, 0]
     assert logprobs == {}
 
@@ -212,7 +212,7 @@ def test_end_tokens_wait_for_min_tokens() -> None:
 def test_logprobs_are_of_the_raw_distribution() -> None:
     exact = [math.log(value) for value in softmax(LOGITS[0].tolist())]
     row = sequence("a", temperature=0.0, min_tokens=5, stop_token_ids=(0,), logprobs=2)
-    tokens, logprobs = sample(LOGITS, [row], 0)
+    tokens, logprobs, _ = sample(LOGITS, [row], 0)
     entry = logprobs["a"]
     assert tokens == [1]
     assert entry.token_id == 1
@@ -224,7 +224,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 
 def test_logprobs_are_reported_to_those_who_asked() -> None:
     rows = [sequence("none"), sequence("zero", logprobs=0), sequence("five", logprobs=5)]
-    _, logprobs = sample(LOGITS.expand(3, -1), rows, 0)
+    _, logprobs, _ = sample(LOGITS.expand(3, -1), rows, 0)
     assert {name: len(entry.top) for name, entry in logprobs.items()} == {"zero": 0, "five": 5}
 
 
@@ -235,6 +235,6 @@ def test_extreme_penalties_and_temperatures_give_a_token_of_the_vocabulary(penal
     logits = torch.linspace(-30.0, 30.0, 64).repeat(2, 1)
     wild = sequence(prompt=tuple(range(64)), repetition_penalty=penalty, temperature=temperature, top_p=0.9, min_p=0.01)
     neighbour = sequence("b", seed=3)
-    tokens, _ = sample(logits, [wild, neighbour], 0)
+    tokens = sample(logits, [wild, neighbour], 0).tokens
     assert 0 <= tokens[0] < 64
     assert [tokens[1]] == sample(logits[1:], [neighbour], 0)[0]

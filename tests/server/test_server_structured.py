@@ -1,0 +1,125 @@
+"""Structured output over HTTP: every field that asks for it, with the official client and the real engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+pytest.importorskip("torch")
+
+from server_harness import error_of, in_loop
+from test_server_real_engine import MODEL, model_directory, real
+
+__all__ = ["model_directory"]
+USER = [{"role": "user", "content": "Hi"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["ok", "n"],
+    "additionalProperties": False,
+}
+ASK = {"model": MODEL, "messages": USER, "max_tokens": 300}
+
+
+@in_loop
+async def test_a_json_schema_with_the_official_client(model_directory: Path) -> None:
+    schema = {"name": "answer", "schema": SCHEMA, "strict": True}
+    async with real(model_directory) as (_, served):
+        whole = await served.openai.chat.completions.create(
+            **ASK, n=3, seed=1, response_format={"type": "json_schema", "json_schema": schema}
+        )
+        stream = await served.openai.chat.completions.create(
+            **ASK, seed=1, stream=True, response_format={"type": "json_schema", "json_schema": schema}
+        )
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    for choice in whole.choices:
+        value = json.loads(choice.message.content)
+        assert set(value) == {"ok", "n"} and 0 <= value["n"] <= 99
+        assert choice.finish_reason == "stop"
+    assert text == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"structured_outputs": {"regex": "[ab]{3}-\\d"}}, r"[ab]{3}-\d"),
+        ({"structured_outputs": {"choice": ["left", "right"]}}, "left|right"),
+        ({"structured_outputs": {"json": {"enum": [1, "x"]}}}, r'\s*(1|"x")\s*'),
+        ({"structured_outputs": {"json": '{"const": 7}'}}, r"\s*7\s*"),
+        ({"structured_outputs": {"grammar": 'root ::= "up" | "down"'}}, "up|down"),
+        ({"guided_json": {"const": 7}}, r"\s*7\s*"),
+        ({"guided_regex": "x{4}"}, "x{4}"),
+        ({"guided_choice": ["left", "right"]}, "left|right"),
+        ({"guided_grammar": 'start: "up" | "down"'}, "up|down"),
+        ({"response_format": {"type": "text"}}, r"(?s).*"),
+    ],
+    ids=str,
+)
+def test_each_field_is_followed(model_directory: Path, fields: dict[str, Any], pattern: str) -> None:
+    @in_loop
+    async def check() -> None:
+        async with real(model_directory) as (_, served):
+            body = {"prompt": "Water", "max_tokens": 60, "temperature": 1, "seed": 3, **fields}
+            answer = (await served.http.post("/v1/completions", json=body)).json()["choices"][0]
+        assert re.fullmatch(pattern, answer["text"]), answer
+
+    check()
+
+
+@in_loop
+async def test_json_object_starts_as_an_object(model_directory: Path) -> None:
+    """A random model may never close it, so the end is not asked for."""
+    async with real(model_directory) as (_, served):
+        first = await served.openai.chat.completions.create(
+            **{**ASK, "max_tokens": 20}, response_format={"type": "json_object"}
+        )
+        second = await served.http.post(
+            "/v1/completions", json={"prompt": "x", "max_tokens": 9, "structured_outputs": {"json_object": True}}
+        )
+    assert first.choices[0].message.content.lstrip().startswith("{")
+    assert second.json()["choices"][0]["text"].lstrip().startswith("{")
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"guided_regex": "("}, "guided_regex"),
+    ({"guided_regex": "(?=a)b"}, "guided_regex"),
+    ({"guided_regex": "a{1000000}"}, "guided_regex"),
+    ({"guided_regex": "a" * 65_537}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_choice": ["x"] * 513}, "guided_choice"),
+    ({"guided_choice": [""]}, "guided_choice"),
+    ({"guided_grammar": "start: nope"}, "guided_grammar"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_json": {"type": "nope"}}, "guided_json"),
+    ({"guided_json": {"const": 1}, "guided_regex": "a"}, "guided_regex"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+    ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag"),
+    ({"structured_outputs": {"json_object": False}}, "json_object"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "structural_tag"}}, "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": [1]}}}, "schema"),
+    ({"guided_choice": ["a"], "ignore_eos": True}, "ignore_eos"),
+    ({"guided_choice": ["a"], "min_tokens": 3}, "min_tokens"),
+    ({"guided_choice": ["a"], "allowed_token_ids": [5]}, "allowed_token_ids"),
+]
+
+
+@in_loop
+async def test_what_cannot_be_followed_is_a_400_that_names_the_field(model_directory: Path) -> None:
+    async with real(model_directory) as (_, served):
+        for fields, name in BAD:
+            response = await served.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 4, **fields})
+            assert response.status_code == 400, (fields, response.text[:200])
+            error = error_of(response)
+            assert name in f"{error['param']} {error['message']}", (fields, error)
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            await served.openai.chat.completions.create(
+                **ASK,
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}},
+            )
