@@ -1,0 +1,174 @@
+"""A config.json as numbers: the dimensions that memory and speed follow from.  A key that is missing is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from headrace.errors import ConfigError
+
+
+class ExpertsLike(Protocol):
+    """A mixture of experts: each token uses `per_token` of `count` gated MLPs; `dense_layers` have one MLP instead."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def per_token(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def dense_layers(self) -> frozenset[int]: ...
+
+
+class Dimensions(Protocol):
+    """What `headrace.sizing.memory` and `roofline` ask of a model; the engine's own shape answers it as well."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def tie_word_embeddings(self) -> bool: ...
+    @property
+    def qkv_bias(self) -> bool: ...
+    @property
+    def output_bias(self) -> bool: ...
+    @property
+    def mlp_bias(self) -> bool: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def experts(self) -> ExpertsLike | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """See `ExpertsLike`; `intermediate_size` is that of one expert."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    dense_layers: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder with grouped-query attention and gated MLPs, or experts in their place."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What transformers' code for a family decides, where config.json does not.
+
+    attention_bias   the configuration's own switch counts, for the output projection too
+    head_dim         where config.json is silent; None: hidden_size / num_attention_heads
+    expert_size      the key of one expert's size; None: no experts
+    """
+
+    qkv_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int | None = None
+    expert_count: str | None = None
+    expert_size: str | None = None
+
+
+FAMILIES = {
+    "LlamaForCausalLM": _Family(attention_bias=True, mlp_bias=True),
+    "MistralForCausalLM": _Family(),
+    "Qwen2ForCausalLM": _Family(qkv_bias=True),
+    "Qwen3ForCausalLM": _Family(attention_bias=True, qk_norm=True, head_dim=128),
+    "Qwen3MoeForCausalLM": _Family(
+        attention_bias=True, qk_norm=True, expert_count="num_experts", expert_size="moe_intermediate_size"
+    ),
+    "MixtralForCausalLM": _Family(expert_count="num_local_experts", expert_size="intermediate_size"),
+}
+
+
+def model_shape(config: Mapping[str, Any], source: str = "config.json") -> ModelShape:
+    """The shape that a Hugging Face configuration declares.
+
+    Raises ConfigError with the file, the key and what is accepted: for a family that is not known, and for a key that
+    is missing.  A default is taken only where the family's own code has one.
+    """
+    names = config.get("architectures")
+    known = [name for name in names if name in FAMILIES] if isinstance(names, list) else []
+    if not known:
+        raise ConfigError(f"{source}: architectures {names!r} are not known here; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[known[0]]
+    heads, hidden = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
+    kv_heads = _count(config, "num_key_value_heads", source, default=heads)
+    if heads % kv_heads:
+        raise ConfigError(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    layers = _count(config, "num_hidden_layers", source)
+    biased = family.attention_bias and bool(config.get("attention_bias", False))
+    return ModelShape(
+        architecture=known[0],
+        vocab_size=_count(config, "vocab_size", source),
+        hidden_size=hidden,
+        intermediate_size=_count(config, "intermediate_size", source),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=_count(config, "head_dim", source, default=family.head_dim or hidden // heads),
+        max_position_embeddings=_count(config, "max_position_embeddings", source),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family.qkv_bias or biased,
+        output_bias=biased,
+        mlp_bias=family.mlp_bias and bool(config.get("mlp_bias", False)),
+        qk_norm=family.qk_norm,
+        experts=_experts(config, family, layers, source),
+    )
+
+
+def _experts(config: Mapping[str, Any], family: _Family, layers: int, source: str) -> Experts | None:
+    if family.expert_count is None or family.expert_size is None:
+        return None
+    step = _count(config, "decoder_sparse_step", source, default=1)
+    dense = config.get("mlp_only_layers") or ()
+    return Experts(
+        count=_count(config, family.expert_count, source),
+        per_token=_count(config, "num_experts_per_tok", source),
+        intermediate_size=_count(config, family.expert_size, source),
+        dense_layers=frozenset(layer for layer in range(layers) if layer in dense or (layer + 1) % step),
+    )
+
+
+def _count(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ConfigError(f"{source}: key {key!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{source}: {key} must be a positive integer, not {value!r}")
+    return value
