@@ -22,6 +22,7 @@ from headrace.lab.campaign.cells import DEMO_MODEL, PlannedCell, cells
 from headrace.lab.campaign.files import campaign_lock, disk_errors, write_json
 from headrace.lab.campaign.interference import CpuUse
 from headrace.lab.campaign.launchers.classify import broken_rule
+from headrace.lab.campaign.launchers.environment import recorded_variables
 from headrace.lab.campaign.launchers.headrace import HeadraceLauncher, Server
 from headrace.lab.campaign.launchers.process import ProcessIdentity
 from headrace.lab.campaign.plan import Plan
@@ -331,6 +332,7 @@ def _facts() -> dict[str, Json]:
         "code_version": code_version(),
         "server_version": server_version(),
         **{key: environment[key] for key in kept if environment.get(key) is not None},
+        "environment": recorded_variables(),
     }
 
 

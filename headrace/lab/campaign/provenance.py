@@ -13,6 +13,7 @@ from typing import Any
 
 import headrace
 from headrace.lab.campaign.files import checksum
+from headrace.lab.campaign.launchers.environment import recorded_variables
 from headrace.lab.workload.spec import WorkloadSpec
 from headrace.version import VERSION
 
@@ -80,8 +81,8 @@ def run_key(settings: Mapping[str, Json], *, workload: str, model: str | None) -
 
     `model` is a directory or a name; None is the built-in model, which is part of the code.
     """
-    files = files_digest(Path(model)) if model is not None else ""
-    return digest_of([dict(settings), code_version(), server_version(), workload, files])
+    files = "" if model is None else files_digest(Path(model)) if Path(model).exists() else model
+    return digest_of([dict(settings), code_version(), server_version(), workload, files, recorded_variables()])
 
 
 def digest_of(values: Iterable[Json]) -> str:

@@ -41,7 +41,7 @@ class RunState(Enum):
     FAILED = "failed"
     ABANDONED = "not finished"
     DAMAGED = "damaged"
-    OUTDATED = "measured by other code, on other libraries or from other files"
+    OUTDATED = "measured with other settings, code, libraries, files or environment variables"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self.answer(503 if self.behaviour == "never ready" else 200, {})
+        elif any(os.environ.get(name) for name in ("HEADRACE_API_KEY", "VLLM_API_KEY")):  # as `headrace serve` does
+            self.answer(401, {"error": {"message": "A valid API key is needed"}})
         elif self.path == "/v1/models":
             self.answer(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
         elif self.path == "/version":

@@ -133,6 +133,27 @@ def test_one_failing_cell_does_not_end_the_campaign(world: World) -> None:
     assert (world.out / "cells" / "seqs=2" / "run-1.attempt-1" / "run.json").exists()
 
 
+@pytest.mark.parametrize("name", ["HEADRACE_API_KEY", "VLLM_API_KEY"])
+def test_a_key_in_the_environment_is_not_the_servers(world: World, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "secret")
+    assert world.cell("good").status is CellStatus.OK
+    assert "secret" not in (world.out / "study.json").read_text()
+
+
+def test_a_variable_that_changes_results_is_stated_and_makes_another_run(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("EDITOR", "ed")
+    assert world.run([1]).facts["environment"]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("EDITOR", "vi")
+    world.run([1])
+    assert world.reporter.started == []
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    world.run([1])
+    assert world.reporter.started == ["only"] and "environment variables" in world.reporter.lines[0]
+
+
 def test_what_a_server_spawned_ends_with_it(world: World) -> None:
     assert world.cell("leaves a worker").status is CellStatus.OK
     assert kill_by_nonce(seal(world)["server"]["nonce"]) == []  # nobody was left to kill

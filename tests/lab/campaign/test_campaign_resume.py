@@ -128,7 +128,12 @@ def test_runs_of_other_code_are_measured_again(world: World, monkeypatch: pytest
     monkeypatch.setattr(provenance, "code_version", lambda: "another")
     world.run([1])
     assert world.reporter.started == ["only"]
-    assert "was measured by other code" in world.reporter.lines[0]
+    assert "was measured with other settings, code" in world.reporter.lines[0]
+
+
+def test_two_models_of_the_hub_are_two_runs() -> None:
+    keys = {provenance.run_key({}, workload="w", model=model) for model in (None, "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B")}
+    assert len(keys) == 3
 
 
 def test_the_code_version_is_of_what_can_change_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

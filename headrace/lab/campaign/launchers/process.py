@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import LaunchError
+from headrace.lab.campaign.launchers.environment import NONCE_VARIABLE, server_environment
 
-NONCE_VARIABLE = "HEADRACE_LAB_NONCE"
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.02
 
@@ -74,15 +74,12 @@ class ServerProcess:
         self.log = log
 
     @classmethod
-    def start(
-        cls, command: Sequence[str], *, log: Path, nonce: str, environment: Mapping[str, str] | None = None
-    ) -> ServerProcess:
-        """Start `command` with stdout and stderr appended to `log`.
+    def start(cls, command: Sequence[str], *, log: Path, nonce: str) -> ServerProcess:
+        """Start `command` with stdout and stderr appended to `log`, in `server_environment`.
 
         Call it from a thread that lives as long as the server may: the kernel sends the death signal when the
         *thread* that forked ends.  Raises LaunchError when no process can be made.
         """
-        variables = {**os.environ, **(environment or {}), NONCE_VARIABLE: nonce, "PYTHONUNBUFFERED": "1"}
         guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *command]
         try:
             with log.open("ab") as sink:
@@ -91,7 +88,7 @@ class ServerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
-                    env=variables,
+                    env=server_environment(nonce),
                     process_group=0,  # Ctrl-C in the terminal is the lab's; and the group can be killed as a whole
                 )
         except OSError as error:
