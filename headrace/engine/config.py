@@ -33,6 +33,10 @@ DEFAULT_KV_BYTES = 2 * GIB
 """A server nobody asked to be large should not take the machine: more KV cache than this is taken only when one
 sequence needs it, or when --gpu-memory-utilization is given."""
 DEFAULT_QUEUE = 8192
+INT4_ROWS = 8
+"""Rows of a step up to which torch's packed int4 product beats bf16 on expanded weights (measured, decision 6)."""
+INT4_EXPANDED_SHARE = 0.5
+"""Expanded int4 weights may take this share of the memory budget; the rest is for the KV cache."""
 DEFAULT_QUEUE_TOKENS = 4 << 20
 """Token ids of waiting prompts take about 36 bytes each in Python: this many take 150 MB."""
 
@@ -52,6 +56,7 @@ class EngineConfig:
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
     chat_template    Jinja text that replaces the tokenizer's own template, or None
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
+    keep_int4        int4 weights stay packed; False: they are expanded to `dtype` when they are loaded
     max_num_queued_tokens  tokens that the prompts of waiting requests may have together
     step_log         where each step is noted, or None
     profiler         where traces go, or None: there is no profiler
@@ -79,6 +84,7 @@ class EngineConfig:
     model_path: Path | None
     max_num_queued_reqs: int = DEFAULT_QUEUE
     max_num_queued_tokens: int = DEFAULT_QUEUE_TOKENS
+    keep_int4: bool = True
     step_log: StepLogConfig | None = None
     profiler: ProfilerConfig | None = None
 
@@ -191,6 +197,7 @@ class _Resolver:
         self.native_bf16 = native_bf16
         self.free = machine.free_memory_bytes() if free_memory_bytes is None else free_memory_bytes
         self.lines: list[str] = []
+        self.keeps_int4 = True
 
     def say(self, setting: str, value: object, why: str) -> None:
         self.lines.append(f"{setting} = {value}: {why}")
@@ -239,6 +246,7 @@ class _Resolver:
             chat_template=self.chat_template(),
             model_path=path,
             max_num_queued_reqs=self.queue(),
+            keep_int4=self.keeps_int4,
             max_num_queued_tokens=self.queued_tokens(),
             step_log=self.step_log(),
             profiler=self.profiler(),
@@ -403,8 +411,9 @@ class _Resolver:
         """Fill in `kv_tokens`, and `max_model_len` where it was left open; check everything."""
         args, size = self.args, DTYPE_BYTES[dtype]
         block_bytes = facts.kv_bytes_per_token(size) * settings.block_size
-        weights = facts.num_parameters * size
         activations = _activation_bytes(settings, facts)
+        self.keeps_int4 = self.keep_int4(settings, facts, size)
+        weights = facts.weight_bytes(size, keep_int4=self.keeps_int4)
         utilization = self.utilization()
         memory = MemoryFacts(
             free_bytes=self.free,
@@ -438,6 +447,29 @@ class _Resolver:
                 "swap_space", f"{args.swap_space:g}", "accepted, no effect: preempted sequences are computed again"
             )
         return settings
+
+    def keep_int4(self, settings: ServeSettings, facts: ModelFacts, size: int) -> bool:
+        """Whether int4 weights stay packed: for few rows that is faster, for many it is slower (decision 6)."""
+        quantization, experts = facts.shape.quantization, facts.shape.experts
+        if quantization is None:
+            return True
+        self.say("quantization", quantization, "config.json")
+        if not facts.is_int4:
+            return True
+        packed, expanded = (facts.weight_bytes(size, keep_int4=keep) for keep in (True, False))
+        rows = settings.max_num_seqs * (experts.per_token / experts.count if experts else 1)
+        if rows <= INT4_ROWS:
+            self.say("int4 weights", f"packed, {_gib(packed)}", "few sequences a step: the packed kernel is faster")
+            return True
+        if expanded > self.free * self.utilization() * INT4_EXPANDED_SHARE:
+            self.say("int4 weights", f"packed, {_gib(packed)}", f"expanded they would take {_gib(expanded)} of memory")
+            return True
+        self.say(
+            "int4 weights",
+            f"expanded when loaded, {_gib(expanded)} instead of {_gib(packed)}",
+            f"faster for many sequences a step; --max-num-seqs {INT4_ROWS} or less keeps them packed",
+        )
+        return False
 
     def utilization(self) -> float:
         given = self.args.gpu_memory_utilization

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.engine.demo import DEMO_DIRECTORY, DEMO_NAME
-from headrace.engine.models.shape import ModelShape, model_shape
+from headrace.engine.models.shape import ModelShape, read_model_shape
+from headrace.engine.models.tensors import num_parameters
+from headrace.engine.quant.layout import loaded_bytes
 from headrace.errors import ConfigError
 
 # Only what the engine reads: no pickles (.bin, .pt), no Python.
@@ -25,12 +27,23 @@ class ModelFacts:
     """What sizing and legality need to know of a model.
 
     dtype            the checkpoint's own dtype, e.g. "bfloat16"; None where config.json does not say
-    num_parameters   from the safetensors headers, or from the shape when there are no weight files
+    num_parameters   as the model computes, whatever the format they are stored in
+    tensor_names     of the safetensors files; empty when there are none
     """
 
     shape: ModelShape
     dtype: str | None
     num_parameters: int
+    tensor_names: frozenset[str] = frozenset()
+
+    def weight_bytes(self, dtype_bytes: int, *, keep_int4: bool = True) -> int:
+        """What the weights take in memory when the model computes in a dtype of that size."""
+        return loaded_bytes(self.shape, self.tensor_names, dtype_bytes, keep_int4=keep_int4)
+
+    @property
+    def is_int4(self) -> bool:
+        """Whether there are weights that may stay packed in 4 bits."""
+        return self.weight_bytes(4) < self.weight_bytes(4, keep_int4=False)
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """K and V of one token over all layers."""
@@ -104,8 +117,15 @@ def _first_line(error: Exception) -> str:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The model's safetensors files, in order of name."""
-    return tuple(sorted(directory.glob("*.safetensors")))
+    """The model's safetensors files, in order of name: those of its index, or its one file, or all there are."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        promised = read_json(index).get("weight_map")
+        values = promised.values() if isinstance(promised, dict) else ()
+        names = {value for value in values if isinstance(value, str)}
+        return tuple(sorted(path for path in directory.glob("*.safetensors") if path.name in names))
+    single = directory / "model.safetensors"
+    return (single,) if single.is_file() else tuple(sorted(directory.glob("*.safetensors")))
 
 
 def check_weights(name: str, directory: Path) -> None:
@@ -143,26 +163,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_facts(directory: Path) -> ModelFacts:
     """Read config.json.  Raises ConfigError for what this engine cannot run, by name."""
     config = read_json(directory / "config.json")
-    shape = model_shape(config, source=str(directory / "config.json"))
+    shape = read_model_shape(directory)
     dtype = config.get("dtype", config.get("torch_dtype"))
     return ModelFacts(
         shape=shape,
         dtype=dtype if isinstance(dtype, str) else None,
-        num_parameters=_count_stored(directory) or _count_from_shape(shape),
+        num_parameters=num_parameters(shape),
+        tensor_names=frozenset(name for path in weight_files(directory) for name in _header(path)),
     )
-
-
-def _count_stored(directory: Path) -> int:
-    """Elements in all safetensors files, from their headers alone."""
-    count = 0
-    for path in weight_files(directory):
-        for name, tensor in _header(path).items():
-            if name != "__metadata__":
-                elements = 1
-                for dimension in tensor["shape"]:
-                    elements *= dimension
-                count += elements
-    return count
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -181,12 +189,3 @@ def _header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again") from None
     return header
-
-
-def _count_from_shape(shape: ModelShape) -> int:
-    """Parameters of a dense model with a gated MLP: embeddings, attention, MLP (biases are noise)."""
-    hidden = shape.hidden_size
-    attention = hidden * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
-    mlp = 3 * hidden * shape.intermediate_size
-    embeddings = shape.vocab_size * hidden * (1 if shape.tie_word_embeddings else 2)
-    return embeddings + shape.num_layers * (attention + mlp + 2 * hidden)

@@ -19,12 +19,14 @@ from headrace.engine.attention.span import Span
 from headrace.engine.config import EngineConfig
 from headrace.engine.kv_cache import DTYPES, KVCache
 from headrace.engine.masks import state_of
-from headrace.engine.models.decoder import Decoder, expected_tensors
+from headrace.engine.models.decoder import Decoder
+from headrace.engine.models.layers import padded_rows
 from headrace.engine.models.shape import check_attention_window, read_model_shape
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import collect, wants_prompt
+from headrace.engine.quant.loader import Loader
 from headrace.engine.sampler import sample
-from headrace.engine.weights import Checkpoint, RandomWeights
+from headrace.engine.weights import open_weights
 from headrace.errors import ConfigError
 
 
@@ -73,14 +75,10 @@ class ModelRunner:
         self._thread = -1
         self._use_threads()
         dtype = DTYPES[config.dtype]
-        expected = expected_tensors(self.shape)
-        source: Checkpoint | RandomWeights
-        if config.load_format == "dummy":
-            source = RandomWeights(expected, dtype, config.seed)
-        else:
-            source = Checkpoint(config.model_path, expected, dtype)
+        source, layout = open_weights(config.model_path, self.shape, dtype, config.load_format, config.seed)
         with torch.inference_mode(), source:
-            self._model = Decoder(self.shape, source.take, config.max_model_len, dtype)
+            loader = Loader(source, layout, self.shape.quantization, dtype, keep_int4=config.keep_int4)
+            self._model = Decoder(self.shape, loader, config.max_model_len, dtype)
             self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, dtype)
         self._scale = self.shape.head_dim**-0.5
 
@@ -196,15 +194,3 @@ class ModelRunner:
         if self._thread != threading.get_ident():
             self._thread = threading.get_ident()
             torch.set_num_threads(self.config.num_threads)
-
-
-def padded_rows(count: int) -> int:
-    """Rows to compute for `count` real ones.
-
-    oneDNN builds a kernel for each new number of rows (about 1 ms a layer shape, measured); padding to multiples of
-    4, 8, 16 or 32 leaves some tens of numbers instead of thousands.
-    """
-    for limit, step in ((4, 1), (32, 4), (128, 8), (512, 16)):
-        if count <= limit:
-            return -(-count // step) * step
-    return -(-count // 32) * 32

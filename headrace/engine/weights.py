@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headrace.engine.models.shape import ModelShape
+from headrace.engine.models.tensors import expected_tensors
+from headrace.engine.quant.layout import Layout, layout
 from headrace.errors import ConfigError
 
 # Buffers that old exports carry and every implementation recomputes.
@@ -28,7 +31,14 @@ class Checkpoint:
     Tensors are read from a memory map when taken, so a model needs no second copy of itself while loading.
     """
 
-    def __init__(self, model_dir: Path, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        expected: Mapping[str, tuple[int, ...] | None],
+        dtype: torch.dtype,
+        optional: Collection[str] = (),
+    ) -> None:
+        """`expected` maps names to shapes (None: checked by whoever reads it); `optional` may be there as well."""
         self._expected = expected
         self._dtype = dtype
         self._stack = ExitStack()
@@ -40,7 +50,7 @@ class Checkpoint:
                 except (SafetensorError, OSError) as error:
                     raise ConfigError(f"cannot read {path}: {error}") from None
                 self._files |= dict.fromkeys(file.keys(), file)
-            _check_names(set(self._files), expected, model_dir)
+            _check_names(set(self._files), expected, optional, model_dir)
         except BaseException:
             self._stack.close()
             raise
@@ -53,15 +63,22 @@ class Checkpoint:
 
     def take(self, name: str) -> Tensor:
         """The tensor, converted to the model's dtype.  ConfigError when its shape or type is not the expected one."""
-        tensor: Tensor = self._files[name].get_tensor(name)
-        if tuple(tensor.shape) != self._expected[name]:
-            raise ConfigError(
-                f"tensor {name} has shape {list(tensor.shape)}, but config.json says {list(self._expected[name])}"
-            )
+        tensor = self.take_stored(name)
+        assert tensor is not None, name
         if tensor.dtype not in _FLOAT_DTYPES:
             raise ConfigError(f"tensor {name} is {tensor.dtype}; accepted: float32, float16, bfloat16")
         # A tensor of the right dtype is still a view of the memory map: copy, so that the file can be closed.
         return tensor.to(self._dtype, copy=True)
+
+    def take_stored(self, name: str) -> Tensor | None:
+        """The tensor as stored, a view of the file that must not be kept; None where there is none of that name."""
+        if name not in self._files:
+            return None
+        tensor: Tensor = self._files[name].get_tensor(name)
+        shape = self._expected.get(name)
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise ConfigError(f"tensor {name} has shape {list(tensor.shape)}, but config.json says {list(shape)}")
+        return tensor
 
 
 class RandomWeights:
@@ -94,12 +111,42 @@ class RandomWeights:
         half_width = 0.02 if len(shape) == 1 else (3.0 / shape[1]) ** 0.5
         return torch.empty(shape).uniform_(-half_width, half_width, generator=generator).to(self._dtype)
 
+    def take_stored(self, name: str) -> Tensor | None:
+        """Nothing is stored: random weights are plain numbers, and there are no optional tensors."""
+        return None
+
     @staticmethod
     def _norm_gain(name: str) -> float:
         if name == "model.norm.weight":
             return 4.0
         # Sharper attention than 1 would give: near-uniform attention averages the context away.
         return 2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+
+
+def open_weights(
+    model_dir: Path, shape: ModelShape, dtype: torch.dtype, load_format: str, seed: int
+) -> tuple[Checkpoint | RandomWeights, Layout]:
+    """The source of a model's tensors and what it holds, for load formats "safetensors" and "dummy"."""
+    if load_format == "dummy":
+        if shape.quantization is not None:
+            raise ConfigError(
+                f"--load-format dummy: random weights are not quantised, and this model is ({shape.quantization}); "
+                "remove quantization_config from its config.json, or load its own weights"
+            )
+        return RandomWeights(expected_tensors(shape), dtype, seed), layout(shape, ())
+    wanted = layout(shape, _tensor_names(model_dir))
+    return Checkpoint(model_dir, wanted.required, dtype, wanted.optional), wanted
+
+
+def _tensor_names(model_dir: Path) -> set[str]:
+    names: set[str] = set()
+    for path in _weight_files(model_dir):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+    return names
 
 
 def _weight_files(model_dir: Path) -> list[Path]:
@@ -121,11 +168,14 @@ def _weight_files(model_dir: Path) -> list[Path]:
     raise ConfigError(f"{model_dir} has neither model.safetensors nor model.safetensors.index.json")
 
 
-def _check_names(found: set[str], expected: Mapping[str, tuple[int, ...]], model_dir: Path) -> None:
+def _check_names(
+    found: set[str], expected: Mapping[str, tuple[int, ...] | None], optional: Collection[str], model_dir: Path
+) -> None:
     missing = sorted(set(expected) - found)
     # A tied model's export may repeat the embedding as its head.
     tied_head = {"lm_head.weight"} - set(expected)
-    unexpected = sorted(name for name in found - set(expected) - tied_head if not name.endswith(_IGNORED_SUFFIXES))
+    accepted = set(expected) | set(optional) | tied_head
+    unexpected = sorted(name for name in found - accepted if not name.endswith(_IGNORED_SUFFIXES))
     if missing or unexpected:
         parts = [
             f"{kind}: {_some(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names

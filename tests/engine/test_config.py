@@ -272,7 +272,7 @@ def test_a_broken_weight_file_is_named(tmp_path: Path, content: bytes) -> None:
     ("changes", "words"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq) is not supported"),
+        ({"quantization_config": {"quant_method": "exl2"}}, "quant_method 'exl2' is not supported; supported: gptq"),
         ({"hidden_size": "big"}, "hidden_size must be a positive integer"),
         ({"vocab_size": ...}, "key 'vocab_size' is missing"),
     ],

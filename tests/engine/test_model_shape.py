@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from headrace.engine.demo import DEMO_DIRECTORY
-from headrace.engine.models.decoder import expected_tensors
-from headrace.engine.models.shape import check_attention_window, model_shape, read_model_shape
+from headrace.engine.models.layers import Rotary
+from headrace.engine.models.shape import ARCHITECTURES, check_attention_window, model_shape, read_model_shape
+from headrace.engine.models.tensors import expected_tensors
 from headrace.errors import ConfigError
 
 BASE: dict[str, Any] = {
@@ -41,12 +43,12 @@ def test_a_missing_key_is_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM is not supported; supported: LlamaForCausalLM"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM"),
+        ({"architectures": ["MixtralForCausalLM"]}, "'num_local_experts' is missing"),
+        ({"rope_scaling": {"type": "yarn"}}, "'factor' is missing"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor' is missing"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"num_attention_heads": 0}, "num_attention_heads must be a positive integer"),
         ({"hidden_size": "64"}, "hidden_size must be a positive integer"),
@@ -66,6 +68,30 @@ def test_a_sliding_window_is_refused_only_where_it_matters() -> None:
         check_attention_window(mistral, max_model_len=1025)
     declared_but_off = {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 1024, "use_sliding_window": False}
     check_attention_window(model_shape(BASE | declared_but_off), max_model_len=2048)
+
+
+def test_yarn_declares_the_original_context_and_dynamic_scaling_ends_at_it() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    assert model_shape(BASE | {"rope_scaling": scaling}).max_position_embeddings == 4096
+    dynamic = model_shape(BASE | {"rope_scaling": {"type": "dynamic", "factor": 4.0}})
+    assert dynamic.max_position_embeddings == 2048
+    Rotary(dynamic.head_dim, dynamic.rope_theta, dynamic.rope_scaling, 2048, torch.float32)
+    with pytest.raises(ConfigError, match="--max-model-len 2048 or less"):
+        Rotary(dynamic.head_dim, dynamic.rope_theta, dynamic.rope_scaling, 2049, torch.float32)
+
+
+def test_experts_are_where_the_family_keeps_them() -> None:
+    def names(architecture: str, **extra: Any) -> set[str]:
+        return set(expected_tensors(model_shape(BASE | {"architectures": [architecture]} | extra)))
+
+    mixtral = names("MixtralForCausalLM", num_local_experts=2, num_experts_per_tok=1)
+    assert {f"model.layers.1.block_sparse_moe.experts.1.{w}.weight" for w in ("w1", "w2", "w3")} <= mixtral
+    sizes = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+    qwen = names("Qwen3MoeForCausalLM", **sizes, mlp_only_layers=[0])
+    assert "model.layers.0.mlp.up_proj.weight" in qwen
+    assert {"model.layers.1.mlp.gate.weight", "model.layers.1.mlp.experts.0.down_proj.weight"} <= qwen
+    with pytest.raises(ConfigError, match="num_experts_per_tok 3 is more than the 2 experts"):
+        names("Qwen3MoeForCausalLM", **sizes | {"num_experts_per_tok": 3})
 
 
 def test_biases_and_norms_follow_the_architecture() -> None:
@@ -109,6 +135,16 @@ def test_real_configurations_are_read_or_refused_by_name(shared_data: Path) -> N
             read.append(shape.architecture)
         except ConfigError:
             refused.append(path.parent.name)
-    assert len(read) >= 8
-    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"} <= set(read)
+    assert len(read) >= 12
+    assert set(read) == set(ARCHITECTURES)
     assert len(refused) >= 10
+
+
+def test_real_quantised_configurations_are_read_or_refused_with_the_list(shared_data: Path) -> None:
+    configs = shared_data / "model-configs"
+    assert str(read_model_shape(configs / "Qwen--Qwen3-32B-FP8").quantization) == "fp8 fp8, blocks of 128x128"
+    experts = read_model_shape(configs / "Qwen--Qwen3-235B-A22B-FP8")
+    assert experts.experts is not None
+    assert (experts.experts.count, experts.experts.per_token, experts.quantization is None) == (128, 8, False)
+    with pytest.raises(ConfigError, match=r"hf_quant_config\.json \(modelopt FP8\).*supported: gptq"):
+        read_model_shape(configs / "nvidia--Llama-3.1-70B-Instruct-FP8")

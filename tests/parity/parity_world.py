@@ -32,10 +32,12 @@ COMMON = {
 }
 
 
-def save_tiny_model(architecture: str, directory: Path, **overrides: object) -> transformers.PreTrainedModel:
+def save_tiny_model(
+    architecture: str, directory: Path, *, seed: int = 3, **overrides: object
+) -> transformers.PreTrainedModel:
     """A random model of that architecture in fp32, saved in the Hugging Face layout; returned as the oracle."""
     config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = getattr(transformers, architecture)(config_class(**(COMMON | overrides))).to(torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -43,6 +45,31 @@ def save_tiny_model(architecture: str, directory: Path, **overrides: object) -> 
                 parameter.add_(torch.randn_like(parameter) * (0.3 if "norm" in name else 0.5))
     model.save_pretrained(directory)
     return model
+
+
+def oracle_greedy(
+    oracle: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> tuple[list[list[int]], torch.Tensor]:
+    """(greedy tokens, fp32 logits `[prompts, new_tokens, vocabulary]`) of transformers, in one left-padded batch.
+
+    Fails when any choice was a near tie: a difference in rounding would then decide.
+    """
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    generated = oracle.generate(
+        ids,
+        attention_mask=attended,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits = torch.stack(generated.logits, dim=1).float()
+    best = logits.topk(2, dim=-1).values
+    assert (best[..., 0] - best[..., 1]).min() > 1e-4, "the oracle itself is undecided: choose other weights"
+    return generated.sequences[:, width:].tolist(), logits
 
 
 def engine_config(directory: Path, **overrides: object) -> EngineConfig:

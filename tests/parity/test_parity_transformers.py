@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_world import Loop, engine_config, greedy_requests, prompts_of_mixed_length, save_tiny_model
+from parity_world import Loop, engine_config, greedy_requests, oracle_greedy, prompts_of_mixed_length, save_tiny_model
 from transformers import Qwen2ForCausalLM
 
+_EXPERTS: dict[str, object] = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama3-rope": (
@@ -25,9 +26,24 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
     "llama-biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-linear-rope": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+    "llama-dynamic-rope": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}),
     "mistral": ("MistralForCausalLM", {"sliding_window": None}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
+    "qwen2-yarn": (
+        "Qwen2ForCausalLM",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}},
+    ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        _EXPERTS | {"num_experts": 8, "norm_topk_prob": True, "mlp_only_layers": [1], "seed": 7},
+    ),
+    "qwen3-moe-sparse-step": (
+        "Qwen3MoeForCausalLM",
+        _EXPERTS | {"num_experts": 8, "norm_topk_prob": False, "decoder_sparse_step": 2, "seed": 5},
+    ),
+    "mixtral": ("MixtralForCausalLM", _EXPERTS | {"num_local_experts": 4, "sliding_window": None}),
 }
 NEW_TOKENS = 64
 
@@ -38,22 +54,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
     oracle = save_tiny_model(architecture, tmp_path, **overrides)
     prompts = prompts_of_mixed_length(20, longest=100)
 
-    # One left-padded batch; a score per step comes along, to show that no token was a near tie.
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
-    attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    generated = oracle.generate(
-        ids,
-        attention_mask=attended,
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    expected = generated.sequences[:, width:].tolist()
-    best = torch.stack(generated.logits).topk(2, dim=-1).values
-    assert (best[..., 0] - best[..., 1]).min() > 1e-4, "the oracle itself is undecided: choose other weights"
+    expected, logits = oracle_greedy(oracle, prompts, NEW_TOKENS)
 
     # A budget that splits prompts and mixes them with decodes.
     loop = Loop(engine_config(tmp_path, max_num_batched_tokens=96))
@@ -62,7 +63,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
 
     # Log-probabilities of the raw distribution, chosen token and alternatives.
     worst = 0.0
-    reference = torch.log_softmax(torch.stack(generated.logits, dim=1).float(), dim=-1)
+    reference = torch.log_softmax(logits, dim=-1)
     for index in range(len(prompts)):
         for position, entry in enumerate(loop.logprobs[f"r{index}"]):
             assert entry.rank == 1

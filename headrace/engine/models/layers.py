@@ -8,11 +8,35 @@ step was batched.
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor
 
-from headrace.engine.models.shape import RopeScaling
+from headrace.engine.models.rope import RopeScaling
+from headrace.errors import ConfigError
+
+
+def padded_rows(count: int) -> int:
+    """Rows to compute for `count` real ones.
+
+    oneDNN builds a kernel for each new number of rows (about 1 ms a layer shape, measured); padding to multiples of
+    4, 8, 16 or 32 leaves some tens of numbers instead of thousands.
+    """
+    for limit, step in ((4, 1), (32, 4), (128, 8), (512, 16)):
+        if count <= limit:
+            return -(-count // step) * step
+    return -(-count // 32) * 32
+
+
+class Projection(Protocol):
+    """A linear layer, however its weights are kept: `[rows, in]` -> `[rows, out]`."""
+
+    num_bytes: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -64,9 +88,10 @@ class RMSNorm:
 class GatedMLP:
     """down(silu(gate(x)) * up(x)), gate and up fused in one `[2 * intermediate, hidden]` weight."""
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: Projection, down: Projection) -> None:
         self._gate_up = gate_up
         self._down = down
+        self.num_bytes = gate_up.num_bytes + down.num_bytes
 
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self._gate_up(x).chunk(2, dim=-1)
@@ -76,16 +101,22 @@ class GatedMLP:
 class Rotary:
     """Rotary position embedding in the Hugging Face layout: component i is rotated with component i + head_dim / 2.
 
-    The tables cover positions [0, `max_positions`) and are kept in `dtype`, computed in fp32.
+    The tables cover positions [0, `max_positions`) and are kept in `dtype`, computed in fp32.  Raises ConfigError for
+    positions that the kind of scaling cannot reach.
     """
 
     def __init__(
         self, head_dim: int, theta: float, scaling: RopeScaling, max_positions: int, dtype: torch.dtype
     ) -> None:
+        if scaling.rope_type == "dynamic" and max_positions > scaling.original_max_position_embeddings:
+            raise ConfigError(
+                f"dynamic rope scaling is not supported beyond {scaling.original_max_position_embeddings} positions; "
+                f"use --max-model-len {scaling.original_max_position_embeddings} or less"
+            )
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        frequencies = _scale_frequencies(1.0 / theta**exponent, scaling)
+        frequencies = _scale_frequencies(1.0 / theta**exponent, scaling, theta, head_dim)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = angles.cos() * scaling.attention_factor, angles.sin() * scaling.attention_factor
         self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
         # The sign of rotate_half lives in the table, so that rotating is a roll and one multiply-add.
         self._signed_sin = torch.cat((-sin, sin), dim=-1).to(dtype)
@@ -102,13 +133,33 @@ class Rotary:
         torch.addcmul(x * cos, x.roll(self._half, dims=-1), signed_sin, out=out)
 
 
-def _scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    if scaling.rope_type == "default":
+def _scale_frequencies(frequencies: Tensor, scaling: RopeScaling, theta: float, head_dim: int) -> Tensor:
+    if scaling.rope_type in ("default", "dynamic"):
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
-    wavelength = 2 * torch.pi / frequencies
-    original = scaling.original_max_position_embeddings
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    ramp = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)
+    if scaling.rope_type == "yarn":
+        ramp = _yarn_ramp(scaling, theta, head_dim)
+    else:
+        wavelength = 2 * torch.pi / frequencies
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        ramp = ((scaling.original_max_position_embeddings / wavelength - low) / (high - low)).clamp(0.0, 1.0)
     return frequencies * ramp + frequencies / scaling.factor * (1.0 - ramp)
+
+
+def _yarn_ramp(scaling: RopeScaling, theta: float, head_dim: int) -> Tensor:
+    """For each pair of components, 1 where its frequency is kept and 0 where it is divided by the factor."""
+
+    def component(turns: float) -> float:
+        # The (fractional) component that turns that often within the original context.
+        context = scaling.original_max_position_embeddings
+        return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = component(scaling.beta_fast), component(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    if first == last:
+        last += 0.001
+    components = torch.arange(head_dim // 2, dtype=torch.float32)
+    return 1.0 - ((components - first) / (last - first)).clamp(0.0, 1.0)

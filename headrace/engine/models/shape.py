@@ -7,9 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.engine.models.config_values import positive_float, positive_int
+from headrace.engine.models.rope import RopeScaling, longest_context, read_rope
+from headrace.engine.quant.config import Quantization, read_quantization, refuse_foreign_quantization
 from headrace.errors import ConfigError
 
-ROPE_TYPES = ("default", "linear", "llama3")
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """Where a family keeps its experts: names of modules inside a layer, `{}` is the expert's number."""
+
+    router: str
+    gate: str
+    up: str
+    down: str
+
+
+_QWEN_EXPERTS = ExpertNames(
+    router="mlp.gate",
+    gate="mlp.experts.{}.gate_proj",
+    up="mlp.experts.{}.up_proj",
+    down="mlp.experts.{}.down_proj",
+)
+_MIXTRAL_EXPERTS = ExpertNames(
+    router="block_sparse_moe.gate",
+    gate="block_sparse_moe.experts.{}.w1",
+    up="block_sparse_moe.experts.{}.w3",
+    down="block_sparse_moe.experts.{}.w2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +45,7 @@ class Architecture:
                            the output projection as well
     window_needs_switch    `sliding_window` counts only with `use_sliding_window`; None: the family has no window
     default_head_dim       where config.json is silent; None: hidden_size / num_attention_heads
+    experts                names in a mixture-of-experts layer; None: the family has none
     """
 
     qkv_bias: bool = False
@@ -28,6 +54,7 @@ class Architecture:
     qk_norm: bool = False
     window_needs_switch: bool | None = None
     default_head_dim: int | None = None
+    experts: ExpertNames | None = None
 
 
 ARCHITECTURES = {
@@ -37,19 +64,27 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": Architecture(
         reads_attention_bias=True, qk_norm=True, window_needs_switch=True, default_head_dim=128
     ),
+    "Qwen3MoeForCausalLM": Architecture(
+        reads_attention_bias=True, qk_norm=True, window_needs_switch=True, experts=_QWEN_EXPERTS
+    ),
+    "MixtralForCausalLM": Architecture(window_needs_switch=False, experts=_MIXTRAL_EXPERTS),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched: "default" not at all, "linear" by `factor`, "llama3" by wavelength
-    (low frequencies by `factor`, high ones not, a ramp between; source: Llama 3.1's reference code)."""
+class Experts:
+    """A mixture of experts: each token goes to the `per_token` best of `count` gated MLPs of `intermediate_size`.
 
-    rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    normalize_weights  the chosen experts' weights are scaled to a sum of 1
+    dense_layers       layers that have one MLP of the model's own intermediate_size instead
+    """
+
+    names: ExpertNames
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalize_weights: bool
+    dense_layers: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +109,12 @@ class ModelShape:
     mlp_bias: bool
     qk_norm: bool
     sliding_window: int | None
+    experts: Experts | None = None
+    quantization: Quantization | None = None
+
+    def experts_of(self, layer: int) -> Experts | None:
+        """The experts of that layer, None when it has one MLP."""
+        return None if self.experts is None or layer in self.experts.dense_layers else self.experts
 
     @property
     def kv_values_per_token(self) -> int:
@@ -83,6 +124,8 @@ class ModelShape:
 
 def read_model_shape(model_dir: Path) -> ModelShape:
     """Read `model_dir`/config.json.  ConfigError names the key that is missing or the feature that is not supported."""
+    # Older tools declare the format beside config.json; its weights would fail later, and say less.
+    refuse_foreign_quantization(model_dir)
     path = model_dir / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -99,37 +142,35 @@ def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelSha
     """The shape that a Hugging Face configuration declares (`source` is the file's name for messages)."""
     name = _architecture(config, source)
     family = ARCHITECTURES[name]
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
-        raise ConfigError(f"{source}: quantization_config ({method}) is not supported; use a bf16, fp16 or fp32 model")
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise ConfigError(f"{source}: hidden_act {activation!r} is not supported; accepted: 'silu'")
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError(f"{source}: partial_rotary_factor other than 1 is not supported")
 
-    heads = _positive_int(config, "num_attention_heads", source)
-    kv_heads = _positive_int(config, "num_key_value_heads", source, default=heads)
-    hidden = _positive_int(config, "hidden_size", source)
+    heads = positive_int(config, "num_attention_heads", source)
+    kv_heads = positive_int(config, "num_key_value_heads", source, default=heads)
+    hidden = positive_int(config, "hidden_size", source)
     if heads % kv_heads:
         raise ConfigError(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    head_dim = _positive_int(config, "head_dim", source, default=family.default_head_dim or hidden // heads)
+    head_dim = positive_int(config, "head_dim", source, default=family.default_head_dim or hidden // heads)
     if head_dim % 2:
         raise ConfigError(f"{source}: head_dim {head_dim} is odd, which rotary positions cannot use")
 
-    theta, scaling = _rope(config, source)
+    theta, scaling = read_rope(config, source)
+    num_layers = positive_int(config, "num_hidden_layers", source)
     has_declared_bias = family.reads_attention_bias and bool(config.get("attention_bias", False))
     return ModelShape(
         architecture=name,
-        vocab_size=_positive_int(config, "vocab_size", source),
+        vocab_size=positive_int(config, "vocab_size", source),
         hidden_size=hidden,
-        intermediate_size=_positive_int(config, "intermediate_size", source),
-        num_layers=_positive_int(config, "num_hidden_layers", source),
+        intermediate_size=positive_int(config, "intermediate_size", source),
+        num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=_positive_int(config, "max_position_embeddings", source),
-        rms_norm_eps=_positive_float(config, "rms_norm_eps", source),
+        max_position_embeddings=longest_context(config, scaling, source),
+        rms_norm_eps=positive_float(config, "rms_norm_eps", source),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -138,6 +179,8 @@ def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelSha
         mlp_bias=family.reads_mlp_bias and bool(config.get("mlp_bias", False)),
         qk_norm=family.qk_norm,
         sliding_window=_sliding_window(config, family),
+        experts=_experts(config, family.experts, num_layers, source) if family.experts else None,
+        quantization=read_quantization(config.get("quantization_config"), source),
     )
 
 
@@ -160,50 +203,24 @@ def _architecture(config: dict[str, Any], source: str) -> str:
     raise ConfigError(f"{source}: architecture {names[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
-def _positive_int(config: dict[str, Any], key: str, source: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ConfigError(f"{source}: key {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{source}: {key} must be a positive integer, not {value!r}")
-    return value
-
-
-def _positive_float(config: dict[str, Any], key: str, source: str, default: float | None = None) -> float:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ConfigError(f"{source}: key {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ConfigError(f"{source}: {key} must be a positive number, not {value!r}")
-    return float(value)
-
-
-def _rope(config: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
-    """Theta and scaling, laid out as by transformers 5 (`rope_parameters`) or before (`rope_theta`, `rope_scaling`)."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, dict):
-        raise ConfigError(f"{source}: rope_scaling must be an object or null")
-    theta = _positive_float(parameters, "rope_theta", source, _positive_float(config, "rope_theta", source, 10000.0))
-    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
-    if rope_type not in ROPE_TYPES:
-        raise ConfigError(
-            f"{source}: rope scaling type {rope_type!r} is not supported; accepted: {', '.join(ROPE_TYPES)}"
-        )
-    if rope_type == "default":
-        return theta, RopeScaling()
-    factor = _positive_float(parameters, "factor", source)
-    if rope_type == "linear":
-        return theta, RopeScaling(rope_type="linear", factor=factor)
-    return theta, RopeScaling(
-        rope_type="llama3",
-        factor=factor,
-        low_freq_factor=_positive_float(parameters, "low_freq_factor", source),
-        high_freq_factor=_positive_float(parameters, "high_freq_factor", source),
-        original_max_position_embeddings=_positive_int(parameters, "original_max_position_embeddings", source),
+def _experts(config: dict[str, Any], names: ExpertNames, num_layers: int, source: str) -> Experts:
+    is_mixtral = names is _MIXTRAL_EXPERTS
+    count_key = "num_experts" if "num_experts" in config else "num_local_experts"
+    count = positive_int(config, count_key, source)
+    per_token = positive_int(config, "num_experts_per_tok", source)
+    if per_token > count:
+        raise ConfigError(f"{source}: num_experts_per_tok {per_token} is more than the {count} experts there are")
+    step = positive_int(config, "decoder_sparse_step", source, default=1)
+    mlp_only = config.get("mlp_only_layers") or []
+    if not isinstance(mlp_only, list):
+        raise ConfigError(f"{source}: mlp_only_layers must be a list of layer numbers, not {mlp_only!r}")
+    return Experts(
+        names=names,
+        count=count,
+        per_token=per_token,
+        intermediate_size=positive_int(config, "intermediate_size" if is_mixtral else "moe_intermediate_size", source),
+        normalize_weights=is_mixtral or bool(config.get("norm_topk_prob", False)),
+        dense_layers=frozenset(layer for layer in range(num_layers) if layer in mlp_only or (layer + 1) % step),
     )
 
 

@@ -1,0 +1,144 @@
+"""A checkpoint's tensors -> the linear layers of a decoder, in whatever format they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.engine.models.layers import Linear, Projection
+from headrace.engine.quant.config import Quantization
+from headrace.engine.quant.layout import Layout, kernel_group
+from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel
+from headrace.engine.quant.unpack import GroupedWeights, grouped_weights, scaled_weight
+from headrace.errors import ConfigError
+
+
+class Source(Protocol):
+    """Where tensors come from: `weights.Checkpoint` or `weights.RandomWeights`."""
+
+    def take(self, name: str) -> Tensor:
+        """In the model's dtype."""
+        ...
+
+    def take_stored(self, name: str) -> Tensor | None:
+        """As stored; None where there is none of that name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Int8:
+    weight: Tensor
+    scales: Tensor
+
+
+class Concatenated:
+    """Several projections of one input that cannot be one matrix, e.g. because only some are quantised."""
+
+    def __init__(self, parts: Sequence[Projection]) -> None:
+        self._parts = parts
+        self.num_bytes = sum(part.num_bytes for part in parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self._parts], dim=-1)
+
+
+class Loader:
+    """Hands over a model's tensors and linear layers, one by one.
+
+    keep_int4 False expands int4 weights to `dtype` (four times the memory in bf16, faster for more than 8 rows).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        layout: Layout,
+        scheme: Quantization | None,
+        dtype: torch.dtype,
+        *,
+        keep_int4: bool = True,
+    ) -> None:
+        self._source = source
+        self._layout = layout
+        self._scheme = scheme
+        self._dtype = dtype
+        self._keep_int4 = keep_int4 and has_int4_kernel()
+
+    def take(self, name: str) -> Tensor:
+        """A tensor that is never quantised: an embedding, a norm."""
+        return self._source.take(name)
+
+    def linear(self, *names: str) -> Projection:
+        """One projection for the modules `names`, which share an input; their outputs follow each other."""
+        parts = [self._weights(name) for name in names]
+        biases = [self._bias(name) for name in names]
+        if _fit(parts):
+            merged = [bias for bias in biases if bias is not None]
+            return self._build(parts, torch.cat(merged) if merged else None)
+        return Concatenated([self._build([part], bias) for part, bias in zip(parts, biases, strict=True)])
+
+    def _weights(self, name: str) -> Tensor | GroupedWeights | _Int8:
+        if name not in self._layout.quantized:
+            return self._source.take(f"{name}.weight")
+        module, scheme = self._layout.modules[name], self._scheme
+        assert scheme is not None
+
+        def stored(suffix: str) -> Tensor | None:
+            return self._source.take_stored(f"{name}.{suffix}")
+
+        if scheme.storage in ("int8", "fp8"):
+            weight, scales = scaled_weight(module, scheme, stored)
+            if scheme.has_int8_activations:
+                return _Int8(weight, scales)
+            return (weight.to(torch.float32) * scales).to(self._dtype)
+        grouped = grouped_weights(module, scheme, stored)
+        if isinstance(grouped, Tensor):
+            return grouped.to(self._dtype)
+        group = kernel_group(scheme, module)
+        if not self._keep_int4 or group is None:
+            return grouped.dequantize().to(self._dtype)
+        return grouped.regrouped(group)
+
+    def _bias(self, name: str) -> Tensor | None:
+        if self._layout.modules[name].has_bias:
+            return self._source.take(f"{name}.bias")
+        stray = self._source.take_stored(f"{name}.bias")
+        if stray is not None and bool(stray.any()):
+            raise ConfigError(f"tensor {name}.bias is not zero, but this architecture has no such bias")
+        return None
+
+    def _build(self, parts: Sequence[Tensor | GroupedWeights | _Int8], bias: Tensor | None) -> Projection:
+        first = parts[0]
+        if isinstance(first, GroupedWeights):
+            grouped = [part for part in parts if isinstance(part, GroupedWeights)]
+            fused = replace(
+                first,
+                values=torch.cat([part.values for part in grouped]),
+                scales=torch.cat([part.scales for part in grouped]),
+                zeros=torch.cat([part.zeros for part in grouped]),
+            )
+            return Int4Linear(fused, bias, self._dtype)
+        if isinstance(first, _Int8):
+            eights = [part for part in parts if isinstance(part, _Int8)]
+            return Int8Linear(
+                torch.cat([part.weight for part in eights]), torch.cat([part.scales for part in eights]), bias
+            )
+        return Linear(torch.cat([part for part in parts if isinstance(part, Tensor)]), bias)
+
+
+def _fit(parts: Sequence[Tensor | GroupedWeights | _Int8]) -> bool:
+    """Whether the parts are rows of one matrix: one format, and inputs in one order."""
+    first = parts[0]
+    if any(type(part) is not type(first) for part in parts):
+        return False
+    if not isinstance(first, GroupedWeights):
+        return True
+    orders = [part.order for part in parts if isinstance(part, GroupedWeights)]
+    return all(
+        (order is None and first.order is None)
+        or (order is not None and first.order is not None and torch.equal(order, first.order))
+        for order in orders
+    )
