@@ -63,6 +63,7 @@ def import_(
 ) -> int | None:
     """Read results of other tools and show them as a table, as JSON, or as a study for a report."""
     from headrace.lab.records.foreign import read_paths, study_from_runs, to_vllm_object
+    from headrace.lab.records.foreign.values import clean
     from headrace.lab.records.results import study_to_json
 
     if not paths:
@@ -72,8 +73,8 @@ def import_(
         raise ConfigError(_nothing(imported.skipped))
     for path, reason in imported.skipped:
         print(f"headrace import: skipped {path}: {reason}", file=sys.stderr)
-    name = out.resolve().name if out is not None else "imported"
-    study = study_from_runs(imported.runs, name, title or name)
+    name = clean(out.resolve().name) if out is not None else "imported"
+    study = study_from_runs(imported.runs, name, clean(title) if title else name)
     if json_ is not None:
         objects = [to_vllm_object(run) for run in imported.runs]
         text = json.dumps(objects, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

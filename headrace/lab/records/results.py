@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, InvariantError
 
 SCHEMA_VERSION = 1
 
@@ -138,8 +138,15 @@ def run_from_json(data: Any) -> RunResult:
 
 
 def study_to_json(study: Study) -> str:
-    """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(study)}, indent=1, ensure_ascii=False) + "\n"
+    """The study as JSON text (indented, keys in declaration order), read back by `study_from_json`.
+
+    Raises InvariantError for a figure that is not finite: JSON has none, and whoever made the study let it through.
+    """
+    data = {"schema_version": SCHEMA_VERSION, **asdict(study)}
+    try:
+        return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise InvariantError(f"the study {study.name} holds what JSON cannot: {error}") from None
 
 
 def study_from_json(text: str, *, source: str) -> Study:

@@ -12,6 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass, field
 
+from headrace.lab.records.foreign.values import figure, setting
 from headrace.lab.records.results import Json
 
 # Automatic chunked prefill of vLLM's V0 scheduler: on for a GPU when max_model_len is above this.
@@ -34,59 +35,59 @@ _NON_DEFAULT = re.compile(r"non-default args: (\{.*\})\s*$")
 _SERVER_CHUNKS = re.compile(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)")
 _SERVER_VERSION = re.compile(r"vLLM API server version v?(\d+\.\d+\S*)")
 _RATE = re.compile(r"Traffic request rate: *(inf|[\d.]+)\b")
-_CONCURRENCY = re.compile(r"Maximum request concurrency: *(None|\d+)\s*$")
+_CONCURRENCY = re.compile(r"Maximum request concurrency: *(\d+|None)\s*$")
 _BURSTINESS = re.compile(r"Burstiness factor: *([\d.]+|inf)")
 _BAR = re.compile(r"(\d+)/(\d+) \[(?:(\d+):)?(\d+):(\d\d)<")
 _BAR_ASIDE = re.compile(r"(?:warm|Test request|Generating|Processing|Loading|Downloading)", re.IGNORECASE)
 
-_SERVER_FLAGS: dict[str, tuple[str, type]] = {
-    "--model": ("model", str),
-    "--model-path": ("model", str),
-    "--max-model-len": ("max_model_len", int),
-    "--max-num-batched-tokens": ("max_num_batched_tokens", int),
-    "--max-num-seqs": ("max_num_seqs", int),
-    "--max-running-requests": ("max_num_seqs", int),
-    "--tensor-parallel-size": ("tensor_parallel_size", int),
-    "-tp": ("tensor_parallel_size", int),
-    "--tp-size": ("tensor_parallel_size", int),
-    "--gpu-memory-utilization": ("gpu_memory_utilization", float),
-    "--quantization": ("quantization", str),
-    "--dtype": ("dtype", str),
+_SERVER_FLAGS: dict[str, str] = {
+    "--model": "model",
+    "--model-path": "model",
+    "--max-model-len": "max_model_len",
+    "--max-num-batched-tokens": "max_num_batched_tokens",
+    "--max-num-seqs": "max_num_seqs",
+    "--max-running-requests": "max_num_seqs",
+    "--tensor-parallel-size": "tensor_parallel_size",
+    "-tp": "tensor_parallel_size",
+    "--tp-size": "tensor_parallel_size",
+    "--gpu-memory-utilization": "gpu_memory_utilization",
+    "--quantization": "quantization",
+    "--dtype": "dtype",
 }
 _SERVER_SWITCHES = {
     "--enable-chunked-prefill": "enable_chunked_prefill",
     "--enable-prefix-caching": "enable_prefix_caching",
     "--enforce-eager": "enforce_eager",
 }
-_CLIENT_FLAGS: dict[str, tuple[str, type]] = {
-    "--model": ("model", str),
-    "--backend": ("backend", str),
-    "--num-prompts": ("num_prompts", int),
-    "--num-prompt": ("num_prompts", int),
-    "--request-rate": ("request_rate", float),
-    "--max-concurrency": ("max_concurrency", int),
-    "--dataset": ("dataset", str),
-    "--dataset-name": ("dataset", str),
-    "--random-input-len": ("random_input_len", int),
-    "--random-output-len": ("random_output_len", int),
-    "--burstiness": ("burstiness", float),
-    "--seed": ("seed", int),
+_CLIENT_FLAGS: dict[str, str] = {
+    "--model": "model",
+    "--backend": "backend",
+    "--num-prompts": "num_prompts",
+    "--num-prompt": "num_prompts",
+    "--request-rate": "request_rate",
+    "--max-concurrency": "max_concurrency",
+    "--dataset": "dataset",
+    "--dataset-name": "dataset",
+    "--random-input-len": "random_input_len",
+    "--random-output-len": "random_output_len",
+    "--burstiness": "burstiness",
+    "--seed": "seed",
 }
 # The client's own dump of its arguments; lengths only where the data set is the one that uses them.
-_NAMESPACE_KEYS: dict[str, tuple[str, type]] = {
-    "model": ("model", str),
-    "backend": ("backend", str),
-    "num_prompts": ("num_prompts", int),
-    "request_rate": ("request_rate", float),
-    "max_concurrency": ("max_concurrency", int),
-    "dataset": ("dataset", str),
-    "dataset_name": ("dataset", str),
-    "random_input_len": ("random_input_len", int),
-    "random_output_len": ("random_output_len", int),
-    "burstiness": ("burstiness", float),
-    "seed": ("seed", int),
+_NAMESPACE_KEYS: dict[str, str] = {
+    "model": "model",
+    "backend": "backend",
+    "num_prompts": "num_prompts",
+    "request_rate": "request_rate",
+    "max_concurrency": "max_concurrency",
+    "dataset": "dataset",
+    "dataset_name": "dataset",
+    "random_input_len": "random_input_len",
+    "random_output_len": "random_output_len",
+    "burstiness": "burstiness",
+    "seed": "seed",
 }
-_ARGS_KEYS = {key for key, _ in _SERVER_FLAGS.values()} | set(_SERVER_SWITCHES.values())
+_ARGS_KEYS = set(_SERVER_FLAGS.values()) | set(_SERVER_SWITCHES.values())
 
 
 @dataclass(slots=True)
@@ -176,19 +177,19 @@ def read_context(lines: list[str], before: Context) -> Context:
             context.profiler_started |= "profile=True" in line
         elif match := _RATE.search(line):
             rate_seen = True
-            context.client["request_rate"] = _rate(match[1])
+            _state(context.client, "request_rate", match[1])
         elif match := _CONCURRENCY.search(line):
-            if match[1] != "None":
-                context.client["max_concurrency"] = int(match[1])
+            _state(context.client, "max_concurrency", match[1])
         elif match := _BURSTINESS.search(line):
             burstiness_seen = True
-            context.client["burstiness"] = float(match[1])
+            _state(context.client, "burstiness", match[1])
         elif line.strip().startswith("Starting profiler"):
             context.profiler_started = True
         elif match := _BAR.search(line):
-            if not _BAR_ASIDE.search(line[: match.start()]):
-                hours, minutes, seconds = int(match[3] or 0), int(match[4]), int(match[5])
-                context.progress = (int(match[1]), int(match[2]), hours * 3600 + minutes * 60 + seconds)
+            shown = [figure(group or "0") for group in match.groups()]
+            if not _BAR_ASIDE.search(line[: match.start()]) and None not in shown:
+                done, total, hours, minutes, seconds = (int(value or 0) for value in shown)
+                context.progress = (done, total, hours * 3600 + minutes * 60 + seconds)
         else:
             _server_log(line, context)
     context.old_client = rate_seen and not burstiness_seen and not context.sglang
@@ -249,16 +250,13 @@ def _client_command(line: str, context: Context) -> None:
     context.sglang = context.sglang or "sglang" in line
 
 
-def _flags(words: list[str], known: dict[str, tuple[str, type]]) -> dict[str, Json]:
+def _flags(words: list[str], known: dict[str, str]) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, _, value = word.partition("=")
         name = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
         if name in known and (value or (following and not following.startswith("--"))):
-            key, kind = known[name]
-            converted = _convert(value or following, kind)
-            if converted is not None:
-                found[key] = converted
+            _state(found, known[name], value or following)
     return found
 
 
@@ -279,10 +277,7 @@ def _namespace(line: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for name, raw in _NAMESPACE_FIELD.findall(line[line.index("Namespace(") :]):
         if name in _NAMESPACE_KEYS and raw != "None":
-            key, kind = _NAMESPACE_KEYS[name]
-            converted = _convert(raw.strip("'\""), kind)
-            if converted is not None:
-                found[key] = converted
+            _state(found, _NAMESPACE_KEYS[name], raw.strip("'\""))
     if found.get("dataset") != "random":
         found.pop("random_input_len", None)
         found.pop("random_output_len", None)
@@ -294,24 +289,22 @@ def _server_log(line: str, context: Context) -> None:
     if match := _NON_DEFAULT.search(line):
         try:
             arguments = ast.literal_eval(match[1])
-        except (ValueError, SyntaxError):
-            return
-        context.server.update({key: value for key, value in arguments.items() if key in _ARGS_KEYS})
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return  # cut off, or no dictionary that Python would have printed
+        for key, value in arguments.items() if isinstance(arguments, dict) else ():
+            if key in _ARGS_KEYS:
+                _state(context.server, key, value)
     elif match := _SERVER_CHUNKS.search(line):
-        context.server.update(enable_chunked_prefill=True, max_num_batched_tokens=int(match[1]))
+        context.server["enable_chunked_prefill"] = True
+        _state(context.server, "max_num_batched_tokens", match[1])
     elif match := _SERVER_VERSION.search(line):
         context.server["version"] = match[1]
 
 
-def _convert(text: str, kind: type) -> Json | None:
-    if kind is str:
-        return text if "$" not in text else None  # a shell variable: the value is not in the log
-    try:
-        return _rate(text) if kind is float else kind(text)
-    except ValueError:
-        return None
-
-
-def _rate(text: str) -> Json:
-    number = float(text)
-    return "inf" if number == float("inf") else number
+def _state(settings: dict[str, Json], key: str, value: object) -> None:
+    """Note a setting, if it is one: not a shell variable, whose value is not in the log, and not of another type."""
+    if isinstance(value, str) and "$" in value:
+        return
+    known = setting(key, value)
+    if known is not None:
+        settings[key] = known

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 
 from headrace.lab.records.foreign.commands import Context, read_context
+from headrace.lab.records.foreign.values import figure, setting
 from headrace.lab.records.results import Json, RunResult
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -194,8 +195,8 @@ def _read_line(line: str, block: Block) -> bool | None:
     if average and not block.framed:
         if average["per"]:
             block.warnings.append(f"not carried over: {line.strip()} (vLLM has no such figure any more)")
-        else:
-            block.metrics["mean_e2el_ms"] = float(average["seconds"]) * 1000
+        elif (seconds := figure(average["seconds"])) is not None:
+            block.metrics["mean_e2el_ms"] = seconds * 1000
         return True
     match = _FIELD.search(line)
     if match is None:
@@ -204,18 +205,19 @@ def _read_line(line: str, block: Block) -> bool | None:
             block.warnings.append(f"not understood: {' '.join(line.split())}")
         return unknown is not None and block.framed
     label, value = " ".join(match["label"].split()), (match["value"] or "").strip()
-    setting = _SETTING_BY_LOWER.get(label.lower())
-    if setting is not None:
-        block.settings.setdefault(setting, _setting(setting, value))
+    name = _SETTING_BY_LOWER.get(label.lower())
+    if name is not None:
+        block.settings.setdefault(name, setting(name, value))
         return True
     key = _metric_key(label)
     if key in block.metrics:
         return None
-    number = _NUMBER.match(value)
+    written = _NUMBER.match(value)
+    number = figure(written["number"]) if written else None
     if number is None:
-        block.warnings.append(f"{label}: {value!r} is not a number")
-        return True
-    block.metrics[key] = _number(number["number"])
+        block.warnings.append(f"{label}: {value[:60]!r} is not a finite number")
+    else:
+        block.metrics[key] = number
     return True
 
 
@@ -228,26 +230,6 @@ def _metric_key(label: str) -> str:
         # per cent, as printed and as spec_decode_acceptance_rate; vLLM's JSON has one list of fractions instead
         return f"spec_decode_position_{position[1]}_acceptance_rate"
     return _BY_LOWER[label.lower()]
-
-
-def _number(text: str) -> float:
-    text = text.replace(",", "")
-    return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
-
-
-def _setting(key: str, value: str) -> Json:
-    if key == "request_rate":
-        return "inf" if value.lower() in ("inf", "infinity") else _float_or_text(value)
-    if key == "max_concurrency":
-        return int(value) if value.isdigit() else None
-    return value
-
-
-def _float_or_text(value: str) -> Json:
-    try:
-        return float(value)
-    except ValueError:
-        return value
 
 
 def _run(block: Block, context: Context, source: str) -> RunResult:

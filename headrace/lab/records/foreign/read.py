@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.errors import ConfigError
 from headrace.lab.records.foreign.console import read_console
+from headrace.lab.records.foreign.values import clean
 from headrace.lab.records.foreign.vllm_json import read_json
 from headrace.lab.records.results import RunResult
 
@@ -40,6 +42,9 @@ def read_paths(paths: Sequence[Path]) -> Imported:
         except ConfigError as error:
             skipped.append((str(path), str(error)))
             continue
+        except Exception as error:  # our fault, and no reason to lose the other files
+            skipped.append((str(path), f"headrace could not read it ({type(error).__name__}: {error}); please report"))
+            continue
         runs.extend(found)
         skipped.extend((str(path), problem) for problem in problems)
     return Imported(tuple(runs), tuple(skipped))
@@ -56,14 +61,15 @@ def read_file(path: Path) -> tuple[tuple[RunResult, ...], tuple[str, ...]]:
     if not data.strip():
         raise ConfigError("empty file")
     text = _text(data)
+    source = clean(os.fsencode(path).decode("utf-8", "replace"))  # names of files may be any bytes
     if path.suffix.lower() in _JSON_SUFFIXES:
-        return read_json(text, str(path)), ()
+        return read_json(text, source), ()
     if text.lstrip()[:1] in ("{", "["):
         try:
-            return read_json(text, str(path)), ()
+            return read_json(text, source), ()
         except ConfigError:
             pass  # a log may start with a bracket too
-    log = read_console(text, str(path))
+    log = read_console(text, source)
     return log.runs, log.problems
 
 

@@ -8,12 +8,12 @@ Read: one object a file; one object a line (`--append-result`, SGLang's client);
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import ConfigError
+from headrace.lab.records.foreign.values import clean, figure, setting, shown
 from headrace.lab.records.results import Json, RunResult
 
 # What every generation writes, and no other tool's file has together.
@@ -36,6 +36,7 @@ _SETTINGS = {
     "model": "model",
     "backend": "backend",
     "num_prompts": "num_prompts",
+    "request_rate": "request_rate",
     "burstiness": "burstiness",
     "max_concurrency": "max_concurrency",
     "dataset_name": "dataset",
@@ -79,21 +80,29 @@ def read_json(text: str, source: str) -> tuple[RunResult, ...]:
 
 def _objects(text: str) -> list[Any]:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as whole:
-        items: list[Any] = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                items.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                why = whole if number == 1 else f"line {number}: {error}"
-                raise ConfigError(f"not JSON ({why})") from None
-        return items
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as whole:
+            return _lines(text, whole)
+        return data if isinstance(data, list) else [data]
     except RecursionError:
         raise ConfigError("JSON nested too deeply") from None
-    return data if isinstance(data, list) else [data]
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"not JSON that can be read ({error})") from None
+
+
+def _lines(text: str, whole: json.JSONDecodeError) -> list[Any]:
+    """One object a line; `whole` says why the text is not one object."""
+    items: list[Any] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            items.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            why = whole if number == 1 else f"line {number}: {error}"
+            raise ConfigError(f"not JSON ({why})") from None
+    return items
 
 
 def _run(item: Mapping[str, Any], source: str) -> RunResult:
@@ -106,19 +115,23 @@ def _run(item: Mapping[str, Any], source: str) -> RunResult:
         if value is None or key in _DROPPED:
             continue
         if key in _METRICS or _LATENCY.match(key):
-            if _is_number(value) and math.isfinite(value):
-                metrics[key] = value
+            number = figure(value) if _is_number(value) else None
+            if number is not None:
+                metrics[key] = number
             else:
-                warnings.append(f"{raw} is not a finite number ({value!r})")
-        elif key == _SPEC_POSITIONS and isinstance(value, list):
-            for position, fraction in enumerate(value):
-                metrics[f"spec_decode_position_{position}_acceptance_rate"] = 100 * fraction
-        elif key == "request_rate":
-            settings[key] = _rate(value)
+                warnings.append(f"{raw} is not a finite number ({shown(value)})")
+        elif key == _SPEC_POSITIONS:
+            warnings += _positions(value, metrics)
         elif key in _SETTINGS:
-            settings[_SETTINGS[key]] = value
-        elif isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
-            metadata[key] = value  # `--metadata` pairs and a sweep's overrides stand among the other keys
+            known = setting(_SETTINGS[key], value)
+            if known is not None:
+                settings[_SETTINGS[key]] = known
+            else:
+                warnings.append(f"{raw} is not what it should be ({shown(value)}), so it counts as unknown")
+        elif isinstance(value, str | bool):
+            metadata[clean(key)] = clean(value) if isinstance(value, str) else value
+        elif (number := figure(value)) is not None:
+            metadata[clean(key)] = number  # `--metadata` pairs and a sweep's overrides stand among the other keys
     if metadata:
         settings["metadata"] = metadata
     if metrics.get("completed") == 0:
@@ -126,12 +139,13 @@ def _run(item: Mapping[str, Any], source: str) -> RunResult:
     return RunResult(source, settings, metrics, tuple(warnings))
 
 
-def _rate(value: Any) -> Json:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value)
-    return "inf" if math.isinf(number) else number
+def _positions(value: Any, metrics: dict[str, float]) -> list[str]:
+    """Acceptance by position, fractions as per cent, into `metrics`; a warning for what is none."""
+    fractions = [figure(item) if _is_number(item) else None for item in value] if isinstance(value, list) else [None]
+    for position, fraction in enumerate(fractions):
+        if fraction is not None:
+            metrics[f"spec_decode_position_{position}_acceptance_rate"] = 100 * fraction
+    return [f"{_SPEC_POSITIONS} is not a list of numbers ({shown(value)})"] if None in fractions else []
 
 
 def _is_number(value: Any) -> bool:
