@@ -47,7 +47,7 @@ FOREIGN: dict[str, Foreign] = {
     "--data-parallel-size": _one("replica in a process; start several servers instead"),
     "--api-server-count": _one("server process"),
     "--distributed-executor-backend": Foreign(ANY, "there is nothing to distribute"),
-    "--enable-expert-parallel": _never("there are no mixture-of-experts models", switch=True),
+    "--enable-expert-parallel": Foreign(ANY, "all experts are in one process", True),
     "--max-parallel-loading-workers": Foreign(ANY, "weights are read by one process"),
     "--disable-custom-all-reduce": Foreign(ANY, "there is one device", True),
     # The device and its kernels.
@@ -58,7 +58,6 @@ FOREIGN: dict[str, Foreign] = {
     "--cpu-offload-gb": Foreign(("0", "0.0"), "weights are in the CPU's memory already"),
     "--kv-cache-dtype": Foreign(("auto",), "the KV cache has the model's dtype"),
     "--calculate-kv-scales": _never("the KV cache is not quantised", switch=True),
-    "--quantization": Foreign(("none",), "quantised weights are not read yet"),
     "--disable-cascade-attn": Foreign(ANY, "there is no cascade attention", True),
     "--attention-backend": _never("there is one attention implementation"),
     # The model's files.

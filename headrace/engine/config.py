@@ -113,6 +113,7 @@ class EngineArgs:
     download_dir: str | None = None
     dtype: str | None = None
     load_format: str | None = None
+    quantization: str | None = None
     seed: int | None = None
     max_model_len: str | int | None = None
     max_num_batched_tokens: str | int | None = None
@@ -219,6 +220,7 @@ class _Resolver:
         why = "no --model given: the built-in demonstration model" if args.model is None else str(path)
         self.say("model", name, f"{why}; {facts.shape.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
         load_format = self.load_format(name, path)
+        self.check_quantization(facts, load_format)
         dtype = self.dtype(facts)
         settings = self.scheduler_settings(facts)
         settings = self.with_memory(settings, facts, dtype)
@@ -270,6 +272,27 @@ class _Resolver:
             return "dummy"
         check_weights(name, path)
         return "safetensors"
+
+    def check_quantization(self, facts: ModelFacts, load_format: str) -> None:
+        """The checkpoint says how its weights are stored; --quantization may only agree."""
+        given, stored = (self.args.quantization or "none").lower(), facts.shape.quantization
+        if stored is not None and load_format == "dummy":
+            raise ConfigError(
+                f"--load-format dummy: random weights are not quantised, and this model is ({stored}); "
+                "remove quantization_config from its config.json, or load its own weights"
+            )
+        # vLLM has kernels by name for some formats; which one computes changes no setting here.
+        if given == "none" or (stored is not None and given.partition("_")[0] == stored.method):
+            return
+        if stored is None:
+            raise ConfigError(
+                f"--quantization {given}: the model's weights are not quantised, and this engine quantises none; "
+                "leave it out, or give a quantised model"
+            )
+        raise ConfigError(
+            f"--quantization {given}: Quantization method specified in the model config ({stored.method}) does not "
+            f"match the quantization method specified in the `quantization` argument ({given}); leave it out"
+        )
 
     def seed(self) -> int:
         if self.args.seed is None:

@@ -96,7 +96,7 @@ def test_what_vllm_knows_and_we_need_not_is_accepted_with_a_reason() -> None:
     ("argv", "words"),
     [
         ("-tp 4", "--tensor-parallel-size 4 is not supported: there is one device; use 1, or leave it out"),
-        ("--quantization gptq", "--quantization gptq is not supported: quantised weights are not read yet"),
+        ("--quantization gptq", "--quantization gptq: the model's weights are not quantised"),
         ("--kv_cache_dtype fp8", "--kv-cache-dtype fp8 is not supported"),
         ("--enable-lora", "--enable-lora is not supported: there are no LoRA adapters; leave it out"),
         ("--speculative-model x", "there is no speculative decoding; leave it out"),
