@@ -35,7 +35,7 @@ _LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
 _ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SWITCHES = (
     *("--enable-chunked-prefill", "--enable-prefix-caching", "--enable-log-requests"),
-    "--step-log-requests",
+    *("--step-log-requests", "--startup-probe"),
 )
 _MANY = {"consume_multiple": True, "negative": ""}
 
@@ -119,6 +119,9 @@ def serve(
         str | None, _flag(SERVER, 'Opens /start_profile: {"profiler": "torch", "torch_profiler_dir": "/directory"}.')
     ] = None,
     uvicorn_log_level: Annotated[str, _flag(SERVER, "debug, info (default), warning or error.")] = "info",
+    startup_probe: Annotated[
+        bool, _flag(SERVER, "Measure GB/s and GFLOP/s at start, a fraction of a second (default on).  Ours.")
+    ] = True,
     log_format: Annotated[str, _flag(SERVER, "text (default), or json: one object a line.  Ours.")] = "text",
     enable_log_requests: Annotated[bool, _flag(SERVER, "Log a line for each request.")] = False,
     accepted_flag: Annotated[list[str] | None, Parameter(show=False)] = None,
@@ -136,7 +139,7 @@ def serve(
         bind(host, port).close()  # a taken port is said before a model is fetched
     config, reasons = resolve(EngineArgs(**arguments))
     reasons += accepted_flag or []
-    return serve_until_stopped(lambda: _load(config, reasons), options)
+    return serve_until_stopped(lambda: _load(config, reasons, startup_probe), options)
 
 
 def _server_options(given: dict[str, object]) -> ServerOptions:
@@ -171,7 +174,7 @@ def _server_options(given: dict[str, object]) -> ServerOptions:
     return dataclasses.replace(options, shutdown_timeout_s=timeout)
 
 
-def _load(config: EngineConfig, reasons: Sequence[str]) -> AsyncEngine:
+def _load(config: EngineConfig, reasons: Sequence[str], probe: bool) -> AsyncEngine:
     """Load the model, and say in the log what was chosen and why."""
     from headrace.engine.async_engine import AsyncEngine
     from headrace.engine.startup_report import after_loading, before_loading
@@ -181,7 +184,7 @@ def _load(config: EngineConfig, reasons: Sequence[str]) -> AsyncEngine:
         log.info(line)
     started_s = time.perf_counter()
     engine = AsyncEngine.from_config(config)
-    for line in after_loading(engine, time.perf_counter() - started_s):
+    for line in after_loading(engine, time.perf_counter() - started_s, probe=probe):
         log.info(line)
     return engine
 

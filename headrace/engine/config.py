@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from headrace.core.scheduler import SchedulerConfig
@@ -16,6 +16,7 @@ from headrace.engine.models.shape import ModelShape, check_attention_window
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
 from headrace.engine.step_log import DEFAULT_MAX_BYTES, LEAST_MAX_BYTES, StepLogConfig
 from headrace.errors import ConfigError
+from headrace.sizing import memory as sizing
 from headrace.sizing import rules
 from headrace.sizing.context import fit_max_model_len
 from headrace.sizing.settings import MemoryFacts, ServeSettings, Violation
@@ -198,10 +199,20 @@ class _Resolver:
         self.native_bf16 = native_bf16
         self.free = machine.free_memory_bytes() if free_memory_bytes is None else free_memory_bytes
         self.lines: list[str] = []
+        self.said: set[str] = set()
         self.keeps_int4 = True
 
     def say(self, setting: str, value: object, why: str) -> None:
+        self.said.add(setting)
         self.lines.append(f"{setting} = {value}: {why}")
+
+    def say_the_rest(self, config: EngineConfig) -> None:
+        """No setting is silent: what nobody has explained yet was given, or is the default."""
+        for field in fields(EngineArgs):
+            value = getattr(config, field.name, None)
+            if value is not None and field.name not in self.said:
+                shown = f"{len(value)} characters" if field.name == "chat_template" else value
+                self.say(field.name, shown, "default" if getattr(self.args, field.name) is None else "given")
 
     def one_of(self, flag: str, given: str | None, default: str, known: tuple[str, ...]) -> str:
         if given is not None and given not in known:
@@ -253,6 +264,7 @@ class _Resolver:
             step_log=self.step_log(),
             profiler=self.profiler(),
         )
+        self.say_the_rest(config)
         scheduler_config(config)  # what only the scheduler itself knows to refuse
         return config, self.lines
 
@@ -433,8 +445,9 @@ class _Resolver:
     def with_memory(self, settings: ServeSettings, facts: ModelFacts, dtype: str) -> ServeSettings:
         """Fill in `kv_tokens`, and `max_model_len` where it was left open; check everything."""
         args, size = self.args, DTYPE_BYTES[dtype]
-        block_bytes = facts.kv_bytes_per_token(size) * settings.block_size
-        activations = _activation_bytes(settings, facts)
+        token_bytes = sizing.kv_bytes_per_token(facts.shape, size)
+        block_bytes = token_bytes * settings.block_size
+        activations = sizing.activation_bytes(facts.shape, settings.max_num_batched_tokens, settings.max_num_seqs)
         self.keeps_int4 = self.keep_int4(settings, facts, size)
         weights = facts.weight_bytes(size, keep_int4=self.keeps_int4)
         utilization = self.utilization()
@@ -442,19 +455,33 @@ class _Resolver:
             free_bytes=self.free,
             total_bytes=self.free,  # on a CPU the device is what is really free: others' memory was never ours
             utilization=utilization,
-            kv_bytes_per_token=facts.kv_bytes_per_token(size),
+            kv_bytes_per_token=token_bytes,
             budget=(("weights", weights), ("activations", activations)),
         )
         longest = settings.max_model_len if settings.max_model_len > 0 else _longest(facts.shape)
         one = -(-longest // settings.block_size)
         room = int(self.free * utilization) - weights - activations
-        blocks, why = self.kv_blocks(settings, block_bytes, one, room)
+        if weights + activations + block_bytes > self.free:
+            tokens, seats = sizing.step_that_fits(facts.shape, self.free - weights - block_bytes)
+            fix = "take a smaller model"
+            if seats:
+                fix = f"lower --max-num-batched-tokens to at most {tokens} and --max-num-seqs to at most {seats}"
+            raise ConfigError(
+                f"weights of {_gib(weights)}, {_gib(activations)} for a step of {settings.max_num_batched_tokens} "
+                f"tokens and {settings.max_num_seqs} sequences, and one block of KV cache do not fit the "
+                f"{_gib(self.free)} of memory that are free; {fix} (--gpu-memory-utilization 1 takes all of it)"
+            )
+        affordable = sizing.kv_blocks_that_fit(self.free, utilization, weights, activations, block_bytes)
+        blocks, why = self.kv_blocks(settings, block_bytes, one, affordable)
         bytes_ = blocks * block_bytes
         if bytes_ + weights > self.free and bytes_ > room:
-            flag = "--num-gpu-blocks-override" if args.num_gpu_blocks_override else "--kv-cache-memory-bytes"
+            most = max(self.free - weights, room) // block_bytes
+            fix = f"lower --kv-cache-memory-bytes to at most {most * block_bytes}"
+            if args.num_gpu_blocks_override:
+                fix = f"lower --num-gpu-blocks-override to at most {most}"
             raise ConfigError(
                 f"a KV cache of {_gib(bytes_)} and weights of {_gib(weights)} do not fit the {_gib(self.free)} of "
-                f"memory that are free; lower {flag}"
+                f"memory that are free; {fix if most > 0 else 'take a smaller model'}"
             )
         self.say("num_kv_blocks", f"{blocks:,}", f"{why}; {_gib(bytes_)}, {blocks * settings.block_size:,} tokens")
         self.lines.append(
@@ -502,8 +529,8 @@ class _Resolver:
             raise ConfigError(f"--gpu-memory-utilization {given:g} must be above 0 and at most 1")
         return given
 
-    def kv_blocks(self, settings: ServeSettings, block_bytes: int, one: int, room: int) -> tuple[int, str]:
-        """(blocks, why): `one` is what a sequence of full length needs, `room` the bytes that may be spent."""
+    def kv_blocks(self, settings: ServeSettings, block_bytes: int, one: int, affordable: int) -> tuple[int, str]:
+        """(blocks, why): `one` is what a sequence of full length needs, `affordable` what the budget has room for."""
         args = self.args
         if args.num_gpu_blocks_override is not None:
             if args.num_gpu_blocks_override < 1:
@@ -520,7 +547,6 @@ class _Resolver:
             if wanted < block_bytes:
                 raise ConfigError(f"--kv-cache-memory-bytes {given} must be at least {block_bytes} (one block)")
             return wanted // block_bytes, "given by --kv-cache-memory-bytes"
-        affordable = max(0, room) // block_bytes
         useful = settings.max_num_seqs * one
         if args.gpu_memory_utilization is None:
             modest = max(one, DEFAULT_KV_BYTES // block_bytes)
@@ -617,17 +643,6 @@ def _longest(shape: ModelShape) -> int:
 def _refusal(violation: Violation) -> str:
     """Rule, value, bound and fix in our words, then vLLM's, which people search for."""
     return f"{rules.explain(violation)} (vLLM: {violation.message})"
-
-
-def _activation_bytes(settings: ServeSettings, facts: ModelFacts) -> int:
-    """Estimate of a step's peak beside weights and KV: the forward pass of a full budget, then the sampler's rows.
-
-    Forward: gate, up and their product, residual and its normed copy, in float32 at worst.  Sampler: logits in
-    float32 with a sorted copy, its indices and probabilities, for every sequence.
-    """
-    forward = settings.max_num_batched_tokens * (3 * facts.shape.intermediate_size + 2 * facts.shape.hidden_size) * 4
-    sampler = min(settings.max_num_seqs, settings.max_num_batched_tokens) * facts.shape.vocab_size * 4 * 5
-    return max(forward, sampler)
 
 
 def _gib(size: int) -> str:

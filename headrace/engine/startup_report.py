@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.engine.config import GIB, EngineConfig
+from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig
+from headrace.engine.model_files import read_facts
+from headrace.engine.probe import measure
+from headrace.sizing.memory import sequences_that_fit
+from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
 
 if TYPE_CHECKING:
@@ -27,13 +31,13 @@ def before_loading(config: EngineConfig, reasons: Sequence[str]) -> list[str]:
     ]
 
 
-def after_loading(engine: AsyncEngine, seconds: float) -> list[str]:
-    """What was really loaded, and what it can hold."""
+def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) -> list[str]:
+    """What was really loaded, what it can hold, and (unless `probe` is off) how fast this machine lets it be."""
     import torch
 
     config = engine.config
     held = engine.memory_bytes()
-    sequences = config.kv_tokens / config.max_model_len
+    sequences = sequences_that_fit(config.num_kv_blocks, config.block_size, config.max_model_len)
     template = "from the model" if config.chat_template is None else "given"
     defaults = ", ".join(f"{name}={value}" for name, value in engine.sampling_defaults.items())
     return [
@@ -42,9 +46,25 @@ def after_loading(engine: AsyncEngine, seconds: float) -> list[str]:
         f"{config.num_threads} threads",
         f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens",
         f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
+        *(_speed(config, held.get("weights", 0)) if probe else ()),
         f"sampling defaults: {defaults or 'none (temperature 1)'}; "
         f"end tokens {sorted(engine.tokenizer.eos_token_ids)}; "
         f"chat template {template if engine.tokenizer.has_chat_template else 'none: only /v1/completions'}",
+    ]
+
+
+def _speed(config: EngineConfig, held_weight_bytes: int) -> list[str]:
+    """The machine's rates, and the tokens/s that they allow at most."""
+    assert config.model_path is not None
+    shape, size = read_facts(config.model_path).shape, DTYPE_BYTES[config.dtype]
+    machine = measure(config.dtype, config.num_threads, held_weight_bytes)
+    bound = roofline(shape, held_weight_bytes, size, machine.bytes_per_s, machine.flops_per_s)
+    return [
+        f"machine: reads {machine.bytes_per_s / 1e9:.1f} GB/s, computes {machine.flops_per_s / 1e9:.0f} GFLOP/s in "
+        f"{config.dtype} with {config.num_threads} threads (measured in {machine.seconds:.2f} s)",
+        f"that allows at most {bound.decode_tokens_per_s:,.0f} tokens/s to one sequence "
+        f"({bound.step_bytes / 1e9:.2f} GB a step) and {bound.prefill_tokens_per_s:,.0f} tokens/s to prompts "
+        f"({bound.flops_per_token / 1e9:.2f} GFLOP a token)",
     ]
 
 

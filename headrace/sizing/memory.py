@@ -95,6 +95,13 @@ def activation_bytes(shape: Dimensions, max_num_batched_tokens: int, max_num_seq
     return max(forward_bytes(shape, max_num_batched_tokens, dtype_bytes), sampler_bytes(shape, rows))
 
 
+def step_that_fits(shape: Dimensions, room_bytes: int, dtype_bytes: int = 4) -> tuple[int, int]:
+    """The largest max_num_batched_tokens and max_num_seqs whose step stays within `room_bytes`; 0 when none does."""
+    room = max(0, room_bytes)
+    tokens, rows = room // forward_bytes(shape, 1, dtype_bytes), room // sampler_bytes(shape, 1)
+    return tokens, min(tokens, rows)
+
+
 def kv_blocks_that_fit(free_bytes: int, utilization: float, weights: int, activations: int, block_bytes: int) -> int:
     """Blocks for which `utilization` of the free memory has room after weights and activations; 0 when none fits."""
     return max(0, int(free_bytes * utilization) - weights - activations) // block_bytes

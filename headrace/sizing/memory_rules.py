@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from headrace.sizing.settings import BUDGET, LENGTH, SEATS, MemoryFacts, ServeSettings, Violation
@@ -14,7 +15,7 @@ def memory_violations(s: ServeSettings, memory: MemoryFacts | None) -> Iterator[
     if memory is not None and memory.free_bytes < memory.utilization * memory.total_bytes:
         yield _r12_device_in_use(memory)
     elif s.kv_tokens is not None and s.kv_tokens < s.block_size:
-        yield _r11_no_blocks(memory)
+        yield _r11_no_blocks(s, memory)
     elif s.kv_tokens is not None and (fit := s.kv_tokens // s.block_size * s.block_size) < s.max_model_len:
         yield _r9_r10_one_sequence(s, s.kv_tokens, fit, memory)
 
@@ -53,9 +54,21 @@ def _r9_r10_one_sequence(s: ServeSettings, kv_tokens: int, fit: int, memory: Mem
     )
 
 
-def _r11_no_blocks(memory: MemoryFacts | None) -> Violation:
+def _r11_no_blocks(s: ServeSettings, memory: MemoryFacts | None) -> Violation:
     spent = ", ".join(f"{what} {_gib(size)}" for what, size in memory.budget) if memory else ""
     utilization = f"{memory.utilization:g}" if memory else "too low"
+    fix = "Raise --gpu-memory-utilization" + (f" from {utilization} to at most 1" if memory else " to at most 1")
+    fix += f", or lower {BUDGET} or {SEATS}, which need memory of their own."
+    if memory is not None and memory.budget:
+        need = sum(size for _, size in memory.budget) + (memory.kv_bytes_per_token or 0) * s.block_size
+        share = math.ceil(100 * need / memory.total_bytes) / 100 if memory.total_bytes else math.inf
+        if share <= 1:
+            fix = f"Raise --gpu-memory-utilization from {utilization} to at least {share:g}."
+        else:
+            fix = (
+                f"Lower {BUDGET} or {SEATS}, which need memory of their own, or take a smaller model: {_gib(need)} are "
+                f"needed for all this and one block, {_gib(memory.total_bytes)} are there."
+            )
     return Violation(
         "R11",
         "error",
@@ -64,9 +77,7 @@ def _r11_no_blocks(memory: MemoryFacts | None) -> Violation:
         "high enough to leave one block of KV cache" + (f" after {spent}" if spent else ""),
         "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the "
         "engine.",
-        "Raise --gpu-memory-utilization"
-        + (f" from {utilization} to at most 1" if memory else " to at most 1")
-        + f", or lower {BUDGET} or {SEATS}, which need memory of their own.",
+        fix,
     )
 
 

@@ -159,16 +159,30 @@ def test_the_memory_line_adds_up() -> None:
             {"num_gpu_blocks_override": 10, "max_model_len": 512, "scheduler_version": "v0"},
             "R9: --max-model-len is 512 but must be at most 160",
         ),
-        ({"gpu_memory_utilization": 0.001}, "R11: --gpu-memory-utilization is 0.001"),
+        ({"gpu_memory_utilization": 0.001}, "raise --gpu-memory-utilization from 0.001 to at least 0.03"),
+        ({"max_num_batched_tokens": 1 << 20}, "lower --max-num-batched-tokens to at most "),
         ({"gpu_memory_utilization": 1.5}, "--gpu-memory-utilization 1.5 must be above 0 and at most 1"),
-        ({"kv_cache_memory_bytes": "100G"}, "lower --kv-cache-memory-bytes"),
+        ({"kv_cache_memory_bytes": "100G"}, "lower --kv-cache-memory-bytes to at most "),
         ({"kv_cache_memory_bytes": "10"}, "--kv-cache-memory-bytes 10 must be at least 65536 (one block)"),
-        ({"num_gpu_blocks_override": 1 << 30}, "lower --num-gpu-blocks-override"),
+        ({"num_gpu_blocks_override": 1 << 30}, "lower --num-gpu-blocks-override to at most "),
         ({"num_gpu_blocks_override": 0}, "--num-gpu-blocks-override 0 must be at least 1"),
     ],
 )
 def test_memory_that_is_not_there_is_refused_with_a_bound(args: dict[str, Any], words: str) -> None:
     assert words in refusal(free=8 * GIB, **args)
+
+
+def test_what_a_refusal_proposes_works() -> None:
+    assert resolved(free=8 * GIB, gpu_memory_utilization=0.03, max_model_len=16).num_kv_blocks > 0
+    most_bytes = int(refusal(free=8 * GIB, kv_cache_memory_bytes="100G").split()[-1])
+    assert resolved(free=8 * GIB, kv_cache_memory_bytes=most_bytes).kv_tokens * TOKEN_BYTES == most_bytes
+    words = refusal(free=8 * GIB, max_num_batched_tokens=1 << 20, gpu_memory_utilization=1.0).split()
+    tokens, seats = (int(words[words.index("most", start) + 1]) for start in (0, words.index("--max-num-seqs")))
+    limits = {"free": 8 * GIB, "gpu_memory_utilization": 1.0, "max_model_len": 16}
+    assert resolved(**limits, max_num_batched_tokens=tokens, max_num_seqs=seats).num_kv_blocks > 0
+    most = int(refusal(free=8 * GIB, num_gpu_blocks_override=1 << 30).split()[-1])
+    assert resolved(free=8 * GIB, num_gpu_blocks_override=most).num_kv_blocks == most
+    assert f"at most {most}" in refusal(free=8 * GIB, num_gpu_blocks_override=most + 1)
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------

@@ -117,6 +117,14 @@ def test_blocks_are_what_is_left_and_never_less_than_none() -> None:
     assert memory.kv_blocks_that_fit(1000, 0.5, 500, 100, 7) == 0
 
 
+def test_the_largest_step_that_fits() -> None:
+    tokens, rows = memory.step_that_fits(TINY, 1_000_000)
+    assert memory.activation_bytes(TINY, tokens, rows) <= 1_000_000
+    assert memory.activation_bytes(TINY, tokens + 1, rows) > 1_000_000
+    assert memory.activation_bytes(TINY, tokens, rows + 1) > 1_000_000
+    assert memory.step_that_fits(TINY, -1) == (0, 0)
+
+
 def test_a_sequence_owns_whole_blocks() -> None:
     assert memory.sequences_that_fit(100, 16, 160) == 10
     assert memory.sequences_that_fit(100, 16, 161) == pytest.approx(100 / 11)
