@@ -11,7 +11,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,17 +22,16 @@ from headrace.lab.campaign.cells import DEMO_MODEL, PlannedCell, cells
 from headrace.lab.campaign.files import campaign_lock, disk_errors, write_json
 from headrace.lab.campaign.interference import CpuUse
 from headrace.lab.campaign.launchers.classify import broken_rule
-from headrace.lab.campaign.launchers.environment import recorded_variables
 from headrace.lab.campaign.launchers.headrace import HeadraceLauncher, Server
 from headrace.lab.campaign.launchers.process import ProcessIdentity
 from headrace.lab.campaign.plan import Plan
 from headrace.lab.campaign.progress import Reporter
-from headrace.lab.campaign.provenance import code_version, run_key, server_version, workload_hash
+from headrace.lab.campaign.provenance import run_facts, run_key, workload_hash
+from headrace.lab.campaign.result import AFTER, BEFORE, CLIENT, FinishedRun, finished_run
 from headrace.lab.campaign.resume import Failure, Inspection, RunState, Seal, run_directory
 from headrace.lab.campaign.study import build_study
 from headrace.lab.campaign.watch import Watch
 from headrace.lab.client.load import Progress
-from headrace.lab.records.environment import describe_environment
 from headrace.lab.records.results import RunResult, Study, study_to_json
 from headrace.lab.records.store import read_run, write_durably
 from headrace.lab.workload.spec import WorkloadSpec
@@ -40,7 +39,6 @@ from headrace.lab.workload.spec import WorkloadSpec
 Json = Any
 
 PLAN, CAMPAIGN, STUDY = "plan.toml", "campaign.json", "study.json"
-CLIENT = "client"  # a run's records, as the load client stores them
 _STOP_GRACE_S = 15.0
 
 
@@ -116,18 +114,19 @@ class _Campaign:
             served_model=_served_name(plan), model=plan.target.model, ready_timeout_s=plan.target.ready_timeout_s
         )
         self.measure = measure or _measure
-        self.seals: dict[tuple[str, int], Seal] = {}
-        self.facts: dict[str, Json] = {}
+        self.facts = run_facts()
+        self.finished: dict[tuple[str, int], FinishedRun] = {}
 
     def run(self, plan_text: str, *, retry_failed: bool) -> Study:
-        self.facts = self._claim(plan_text)
+        self._claim(plan_text)
         tasks = [self._task(cell, repeat) for cell, repeat in run_order(self.plan, self._legal())]
+        self._adopt(tasks)
         todo: list[Task] = []
         for task in tasks:
             found = resume.inspect(self._directory(task), task.key)
             if found.state is RunState.DONE or (found.state is RunState.FAILED and not retry_failed):
                 assert found.seal is not None
-                self.seals[task.cell.name, task.repeat] = found.seal
+                self._keep(task, found.seal)
             else:
                 todo.append(task)
         study = self._write_study()
@@ -149,36 +148,30 @@ class _Campaign:
     def _time_for(self, task: Task) -> bool:
         """Whether this run's repeat may begin.  Only whole repeats are left out, so that all cells have as many; the
         time of earlier runs is the measure, also of those that an interrupted campaign left behind."""
-        limit, begun = self.plan.run.max_minutes, any(repeat >= task.repeat for _, repeat in self.seals)
+        limit, begun = self.plan.run.max_minutes, any(repeat >= task.repeat for _, repeat in self.finished)
         if limit is None or task.repeat == 1 or begun:
             return True
-        spent_s = sum(seal.duration_s for seal in self.seals.values())
+        spent_s = sum(run.seal.duration_s for run in self.finished.values())
         return spent_s * task.repeat / (task.repeat - 1) <= 60 * limit
 
-    def _claim(self, plan_text: str) -> dict[str, Json]:
-        """Make the directory this plan's, or see that it is; returns the study's facts."""
+    def _claim(self, plan_text: str) -> None:
+        """Make the directory this campaign's, or see that it is: the plan may grow, what is asked may not change."""
         path = self.out / CAMPAIGN
         for leftover in self.out.glob(".*.tmp"):  # of a lab that was killed while it wrote
             leftover.unlink()
-        mine = {"name": self.plan.name, "plan_sha256": self.plan.digest(), "workload_sha256": self.workload}
-        if path.exists():
-            theirs = resume.read_json(path)
-            if theirs.get("plan_sha256") != mine["plan_sha256"]:
-                raise ConfigError(
-                    f"{self.out} holds the campaign of another plan (or of an earlier version of this one; its copy is "
-                    f"{self.out / PLAN}): give another --out"
-                )
-            if theirs.get("workload_sha256") != mine["workload_sha256"]:
-                raise ConfigError(
-                    f"the files of the workload have changed since {self.out} was begun: give another --out"
-                )
-            facts = theirs.get("facts")
-            return {**_facts(), **(facts if isinstance(facts, dict) else {})}
-        facts = _facts()
+        known = resume.read_json(path)
+        if known.get("name", self.plan.name) != self.plan.name:
+            raise ConfigError(f"{self.out} holds the campaign {known['name']!r}: give another --out")
+        if known.get("workload_sha256", self.workload) != self.workload:
+            raise ConfigError(
+                f"{self.out} holds runs of another workload (its plan is {self.out / PLAN}; the files that it names "
+                "count as well), and they could not be compared: give another --out"
+            )
         write_durably(self.out / PLAN, plan_text.encode())
         order = [f"{cell.name}/run-{repeat}" for cell, repeat in run_order(self.plan, self._legal())]
-        write_json(path, {"schema_version": 1, **mine, "begun": resume.now(), "order": order, "facts": facts})
-        return facts
+        begun = known.get("begun", resume.now())
+        mine = {"name": self.plan.name, "workload_sha256": self.workload, "begun": begun, "order": order}
+        write_json(path, {"schema_version": 1, **mine})
 
     def _legal(self) -> tuple[PlannedCell, ...]:
         return tuple(cell for cell in self.cells if cell.legal)
@@ -195,6 +188,20 @@ class _Campaign:
             why = found.why or "a failed run is tried again"
             self.reporter.note(f"{task.cell.name}: {why}; it is kept as {aside.name}")
 
+    def _adopt(self, tasks: Sequence[Task]) -> None:
+        """Take over finished runs of this very configuration from cells that had another name in an earlier plan."""
+        strays = resume.strays(self.out, {self._directory(task) for task in tasks})
+        for task in tasks:
+            if not self._directory(task).exists() and strays.get(task.key):
+                resume.adopt(strays[task.key].pop(0), self._directory(task))
+
+    def _keep(self, task: Task, seal: Seal) -> FinishedRun:
+        """A finished run with its result; under the name that its cell has in this plan."""
+        seal = replace(seal, cell=task.cell.name, repeat=task.repeat)
+        run = finished_run(self.out, self._directory(task), seal)
+        self.finished[task.cell.name, task.repeat] = run
+        return run
+
     def _run(self, task: Task, number: int) -> None:
         """Measure one run and seal it, as a result or as a failure."""
         label, directory = task.label(self.plan.run.repeats), self._directory(task)
@@ -202,11 +209,10 @@ class _Campaign:
         start = time.monotonic()
         self.reporter.starting(label, number)
         resume.begin(directory, key=task.key, nonce=nonce)
-        result: RunResult | None = None
         failure: Failure | None = None
         server_facts: dict[str, Json] = {"nonce": nonce}
         try:
-            result = self._measure_once(task, label, directory, nonce, server_facts)
+            self._measure_once(task, label, directory, nonce, server_facts)
         except InvariantError:
             raise
         except HeadraceError as error:
@@ -221,32 +227,30 @@ class _Campaign:
             repeat=task.repeat,
             ended=resume.now(),
             duration_s=round(time.monotonic() - start, 3),
+            facts=self.facts,
             server=server_facts,
-            result=result,
             failure=failure,
         )
         resume.seal_run(directory, seal)
-        self.seals[task.cell.name, task.repeat] = seal
+        result = self._keep(task, seal).result
         text = f"failed ({failure.kind}): {failure.message}" if failure else _one_line(result, seal.duration_s)
         self.reporter.ended(label, text, good=failure is None)
         for warning in result.warnings if result is not None else ():
             self.reporter.note(f"  {label}: {warning}")
 
-    def _measure_once(
-        self, task: Task, label: str, directory: Path, nonce: str, server_facts: dict[str, Json]
-    ) -> RunResult:
+    def _measure_once(self, task: Task, label: str, directory: Path, nonce: str, server_facts: dict[str, Json]) -> None:
+        """Leaves the run's records in its directory and what is known of its server in `server_facts`."""
+
         def note(identity: ProcessIdentity) -> None:
             server_facts["process"] = identity.to_json()
             resume.note_server(directory, key=task.key, nonce=nonce, server=identity)
 
         server = self.launcher.start(task.cell.flags, log=directory / "server.log", nonce=nonce, started=note)
         try:  # from here on, whatever happens, the server is stopped
-            server_facts.update(
-                version=server.version, ready_s=round(server.ready_s, 3), effective=dict(server.effective)
-            )
+            server_facts.update(version=server.version, ready_s=round(server.ready_s, 3))
             self.reporter.measuring(label, server.ready_s)
             target = self.plan.target
-            server.save_metrics(directory / "metrics-before.txt")
+            server.save_metrics(directory / BEFORE)
             watch = Watch(server, frozen_after_s=target.frozen_after_s, timeout_s=self.plan.run.timeout_s)
             before = CpuUse.now(nonce)
             with watch:
@@ -258,7 +262,7 @@ class _Campaign:
                 raise ended  # why the server went explains whatever the client saw
             if error is not None:
                 raise error
-            server.save_metrics(directory / "metrics-after.txt")
+            server.save_metrics(directory / AFTER)
         finally:
             server_facts["exit_code"] = server.stop(grace_s=_STOP_GRACE_S)
         if not result.metrics.get("completed"):
@@ -267,14 +271,6 @@ class _Campaign:
                 kind="protocol",
                 log_tail=server.process.log_tail(),
             )
-        warning = used.warning()
-        noted = {"foreign_cpu_share": round(used.foreign_share, 3)} if warning else {}
-        return replace(
-            result,
-            source=str(directory.relative_to(self.out)),
-            settings={**result.settings, **noted},
-            warnings=(*result.warnings, *([warning] if warning else [])),
-        )
 
     def _load(self, server: Server, label: str, directory: Path) -> tuple[RunResult, HeadraceError | None]:
         """The client's result, or its error: a dead server may have caused it, so the caller judges."""
@@ -290,17 +286,16 @@ class _Campaign:
             return RunResult("", {}, {}), error
 
     def _write_study(self) -> Study:
-        seals = {
+        runs = {
             cell.name: [
-                self.seals[cell.name, repeat]
+                self.finished[cell.name, repeat]
                 for repeat in range(1, self.plan.run.repeats + 1)
-                if (cell.name, repeat) in self.seals
+                if (cell.name, repeat) in self.finished
             ]
             for cell in self.cells
         }
-        study = build_study(
-            self.plan.name, self.plan.title, self.cells, seals, repeats=self.plan.run.repeats, facts=self.facts
-        )
+        repeats = self.plan.run.repeats
+        study = build_study(self.plan.name, self.plan.title, self.cells, runs, repeats=repeats, facts=self.facts)
         write_durably(self.out / STUDY, study_to_json(study).encode())
         return study
 
@@ -322,18 +317,6 @@ def _first_error(client: Path) -> str:
 
 def _served_name(plan: Plan) -> str:
     return Path(plan.target.model).name if plan.target.model else DEMO_MODEL
-
-
-def _facts() -> dict[str, Json]:
-    environment: Mapping[str, Json] = describe_environment()
-    kept = ("cpu_model", "cpus_usable", "memory_bytes", "system", "python", "git_revision")
-    return {
-        "tool": "headrace",
-        "code_version": code_version(),
-        "server_version": server_version(),
-        **{key: environment[key] for key in kept if environment.get(key) is not None},
-        "environment": recorded_variables(),
-    }
 
 
 def _make_directory(out: Path) -> None:

@@ -52,14 +52,15 @@ class CpuUse:
         """Share of the machine, 0 to 1, that went to neither server nor lab."""
         return max(0.0, self.busy + self.stolen - self.server - self.lab) / self.total if self.total > 0 else 0.0
 
-    def warning(self) -> str | None:
-        """A sentence when others took enough to change the result."""
-        if self.foreign_share <= WARN_SHARE:
-            return None
-        return (
-            f"other processes used {self.foreign_share:.0%} of the machine's processor time during this run (more than "
-            f"{WARN_SHARE:.0%}): it is slower than the settings alone would make it"
-        )
+
+def interference_warning(foreign_share: float) -> str | None:
+    """A sentence when others took enough to change the result."""
+    if foreign_share <= WARN_SHARE:
+        return None
+    return (
+        f"other processes used {foreign_share:.0%} of the machine's processor time during this run (more than "
+        f"{WARN_SHARE:.0%}): it is slower than the settings alone would make it"
+    )
 
 
 def _cpu_s(pid: int, tick: float) -> float:

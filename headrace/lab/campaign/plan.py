@@ -1,4 +1,4 @@
-"""A declared experiment: a TOML file, checked whole before anything starts, frozen and hashed.
+"""A declared experiment: a TOML file, checked whole before anything starts, then frozen.
 
 name = "demo"
 title = "What the demo asks"
@@ -19,8 +19,6 @@ repeats = 3
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -152,12 +150,6 @@ class Plan(_Table):
             if key.replace("-", "_") not in known:
                 raise ConfigError(f"{where} {_unknown(key, [name.replace('_', '-') for name in known])}")
         return WorkloadSpec.from_mapping({**values, "warmup_requests": self.run.warmup}, where=where)
-
-    def digest(self) -> str:
-        """SHA-256 of everything that decides what is measured: neither comments nor the title."""
-        data = self.model_dump(mode="json", by_alias=True, exclude={"title"})
-        data["workload"] = self.workload_spec().to_json()
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def read_plan(path: Path) -> Plan:

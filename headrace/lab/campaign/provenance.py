@@ -14,6 +14,7 @@ from typing import Any
 import headrace
 from headrace.lab.campaign.files import checksum
 from headrace.lab.campaign.launchers.environment import recorded_variables
+from headrace.lab.records.environment import describe_environment
 from headrace.lab.workload.spec import WorkloadSpec
 from headrace.version import VERSION
 
@@ -27,7 +28,10 @@ _SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn")
 
 # What only reads results: an edit there must not make a campaign measure again.  Everything else counts, new rooms
 # included, since forgetting one here costs time and forgetting one there would mix results.
-_READERS = ("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py")
+_READERS = (
+    *("lab/metrics/", "lab/campaign/exposition.py", "lab/campaign/result.py", "lab/campaign/study.py"),
+    *("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py"),
+)
 
 
 @cache
@@ -83,6 +87,19 @@ def run_key(settings: Mapping[str, Json], *, workload: str, model: str | None) -
     """
     files = "" if model is None else files_digest(Path(model)) if Path(model).exists() else model
     return digest_of([dict(settings), code_version(), server_version(), workload, files, recorded_variables()])
+
+
+def run_facts() -> dict[str, Json]:
+    """What a run is sealed with: the code, the machine, and the variables that its server inherits."""
+    environment = describe_environment()
+    kept = ("cpu_model", "cpus_usable", "memory_bytes", "system", "python", "git_revision")
+    return {
+        "tool": "headrace",
+        "code_version": code_version(),
+        "server_version": server_version(),
+        **{key: environment[key] for key in kept if environment.get(key) is not None},
+        "environment": recorded_variables(),
+    }
 
 
 def digest_of(values: Iterable[Json]) -> str:

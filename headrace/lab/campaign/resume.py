@@ -1,10 +1,10 @@
 """What a campaign's directory proves: which runs are done, which must be measured (again), and nothing in between.
 
-    DIR/plan.toml, campaign.json          the plan as it was given, and its hash
+    DIR/plan.toml, campaign.json          the plan as it was last given, and what it measures
     DIR/cells/CELL/run-K/                 one measured repeat
         state.json                        who is measuring it (written before anything is started)
         server.log, metrics-*.txt, client/    what it left
-        run.json                          the seal: result, key, and checksums of all of the above
+        run.json                          the seal: key, facts, and checksums of all of the above
     DIR/cells/CELL/run-K.attempt-N/       an earlier try, kept as it was, never read again
 
 A run is finished when its seal is there and true, and the seal is the last thing written: data, fsync, temporary seal,
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -27,11 +27,10 @@ from headrace.errors import ConfigError, LaunchError
 from headrace.lab.campaign.files import checksum, sync_directory, sync_tree, write_json
 from headrace.lab.campaign.launchers.process import ProcessIdentity, boot_id, kill_by_nonce
 from headrace.lab.campaign.provenance import digest_of
-from headrace.lab.records.results import RunResult, run_from_json
 
 Json = Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATE, SEAL = "state.json", "run.json"
 
 
@@ -61,15 +60,20 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """A finished run as its seal tells it: a result, or a failure."""
+    """A finished run as its seal tells it.
+
+    facts    what was true where and when it was measured (provenance.run_facts)
+    server   of its server: process, version, seconds of processor time, ...
+    failure  None when it was measured; its result is computed from its records (result.finished_run)
+    """
 
     key: str
     cell: str
     repeat: int
     ended: str
     duration_s: float
+    facts: Mapping[str, Json]
     server: Mapping[str, Json]
-    result: RunResult | None
     failure: Failure | None
 
 
@@ -103,6 +107,24 @@ def inspect(directory: Path, key: str) -> Inspection:
     if seal.key != key:
         return Inspection(RunState.OUTDATED, why=f"{directory.name} was {RunState.OUTDATED.value}")
     return Inspection(RunState.DONE if seal.failure is None else RunState.FAILED, seal)
+
+
+def strays(campaign: Path, wanted: Collection[Path]) -> dict[str, list[Path]]:
+    """Key -> sealed runs in directories that the plan does not name (any more), in the order of their names."""
+    found: dict[str, list[Path]] = {}
+    for seal in sorted((campaign / "cells").glob(f"*/run-*/{SEAL}")):
+        key = read_json(seal).get("key")
+        if seal.parent not in wanted and ".attempt-" not in seal.parent.name and isinstance(key, str):
+            found.setdefault(key, []).append(seal.parent)
+    return found
+
+
+def adopt(stray: Path, directory: Path) -> None:
+    """Give a finished run the place that the plan names now: a new key in a sweep renames the cells."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    stray.rename(directory)
+    sync_directory(directory.parent)
+    sync_directory(stray.parent)
 
 
 def begin(directory: Path, *, key: str, nonce: str) -> None:
@@ -165,17 +187,19 @@ def _read_seal(directory: Path) -> Seal:
     try:
         data = json.loads((directory / SEAL).read_bytes())
         recorded = data.pop("seal_sha256")
-        if recorded != digest_of([data]) or data["schema_version"] != SCHEMA_VERSION:
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"{SEAL} has schema version {data['schema_version']!r}, not {SCHEMA_VERSION}")
+        if recorded != digest_of([data]):
             raise ValueError(f"{SEAL} does not match its own checksum")
-        files, result, failure = data["files"], data["result"], data["failure"]
+        files, failure = data["files"], data["failure"]
         seal = Seal(
             key=data["key"],
             cell=data["cell"],
             repeat=data["repeat"],
             ended=data["ended"],
             duration_s=data["duration_s"],
+            facts=data["facts"],
             server=data["server"],
-            result=None if result is None else run_from_json(result),
             failure=None if failure is None else Failure(**failure),
         )
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     behaviour = "good"
+    seats = ""
     models: tuple[str, ...] = ()
     served = 0
     lock = threading.Lock()
@@ -36,7 +37,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"version": "fake-1"})
         elif self.path == "/metrics":
             size = 32 if self.behaviour == "other block size" else 16
-            self.answer(200, f'vllm:cache_config_info{{block_size="{size}",num_gpu_blocks="100"}} 1.0\n')
+            self.answer(
+                200,
+                f'vllm:cache_config_info{{block_size="{size}",num_gpu_blocks="100"}} 1.0\n'
+                f'headrace:config_info{{dtype="float32",max_num_seqs="{self.seats}"}} 1.0\n'
+                f'vllm:num_preemptions_total{{engine="0"}} {Handler.served}.0\n',
+            )
         else:
             self.answer(404, {"error": {"message": "no such page"}})
 
@@ -113,6 +119,7 @@ def main() -> None:
         worker = [sys.executable, "-c", "import time; time.sleep(600)"]
         subprocess.Popen(worker, start_new_session=True)
     Handler.behaviour = behaviour
+    Handler.seats = known.max_num_seqs
     Handler.models = ("somebody-else",) if behaviour == "wrong model" else tuple(known.served_model_name)
     server = Server(("127.0.0.1", known.port), Handler)
     # shutdown() waits for the loop that this very thread runs, so it must come from another.

@@ -120,6 +120,22 @@ def test_settings_that_the_server_changed_are_substitutions(world: World) -> Non
     cell = world.cell("other block size")
     assert cell.status is CellStatus.SUBSTITUTED and cell.substituted == {"block_size": (16, 32)}
     assert cell.reason == "The server runs with --block-size 32 instead of 16."
+    assert cell.settings["block_size"] == cell.runs[0].settings["block_size"] == 32
+
+
+def test_what_the_plan_left_to_the_server_is_in_the_result(world: World) -> None:
+    plan = world.plan_text([1]).replace("max-model-len = 512", 'max-model-len = 512\ndtype = "auto"')
+    world.plan_text = lambda *_: plan  # type: ignore[method-assign]
+    cell = world.cell("good")
+    settings = cell.runs[0].settings
+    assert (cell.settings["dtype"], settings["dtype"]) == ("float32", "float32")
+    assert (settings["num_blocks"], settings["block_size"], settings["max_num_seqs"]) == (100, 16, 1)
+    assert cell.status is CellStatus.OK and "auto" not in settings.values()
+
+
+def test_what_the_server_counted_is_in_the_result(world: World) -> None:
+    """The scripted server counts every request as a preemption."""
+    assert world.cell("good").runs[0].metrics["server_num_preemptions"] == 6
 
 
 def test_one_failing_cell_does_not_end_the_campaign(world: World) -> None:
@@ -192,10 +208,22 @@ def test_two_labs_in_one_directory_are_refused(world: World) -> None:
         world.run([1])
 
 
-def test_another_plan_in_the_directory_is_refused(world: World) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('name = "fake"', 'name = "other"'), "holds the campaign 'fake': give another --out"),
+        (("num-prompts = 6", "num-prompts = 7"), "holds runs of another workload"),
+    ],
+)
+def test_another_campaign_or_workload_in_the_directory_is_refused(
+    world: World, change: tuple[str, str], said: str
+) -> None:
     world.run([1])
-    with pytest.raises(ConfigError, match="holds the campaign of another plan"):
-        world.run([1, 2])
+    text = world.plan_text([1]).replace(*change)
+    world.plan_text = lambda *_: text  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=said):
+        world.run([1])
+    assert (world.out / "plan.toml").read_text() != text
 
 
 def test_a_directory_with_other_things_is_refused(world: World) -> None:

@@ -67,16 +67,6 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
         read_plan(tmp_path / "none.toml")
 
 
-def test_the_hash_is_of_what_is_measured_not_of_how_it_is_written() -> None:
-    def digest(text: str) -> str:
-        return parse_plan(text, source="p", directory=Path(".")).digest()
-
-    plain = digest(HEAD + "[workload]\nnum-prompts = 5")
-    assert plain == digest('# a comment\nname = "p"\ntitle = "another title"\n[workload]\nnum_prompts = 5')
-    assert plain != digest(HEAD + "[workload]\nnum-prompts = 6")
-    assert plain != digest(HEAD + "[workload]\nnum-prompts = 5\n[serve]\nmax-num-seqs = 2")
-
-
 def test_paths_are_relative_to_the_plan(tmp_path: Path) -> None:
     (tmp_path / "talk.json").write_text("[]")
     (tmp_path / "plan.toml").write_text(HEAD + '[workload]\ndataset = "sharegpt"\ndataset-path = "talk.json"')

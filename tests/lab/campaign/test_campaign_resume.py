@@ -16,11 +16,13 @@ import pytest
 from campaign_world import World
 
 from headrace.errors import ConfigError
-from headrace.lab.campaign import provenance, resume
+from headrace.lab.campaign import execute, provenance, resume
 from headrace.lab.campaign.files import checksum
 from headrace.lab.campaign.launchers.process import ProcessIdentity, kill_by_nonce, processes_with
+from headrace.lab.metrics import result as metrics_result
 from headrace.lab.records.results import CellStatus, study_from_json
 
+READERS = ("lab/report/page.py", "lab/findings/compare.py", "lab/metrics/latency.py", "lab/campaign/study.py")
 LAB = Path(__file__).with_name("doomed_lab.py")
 SEATS, REPEATS = [1, 2], 2
 RUNS = [f"seqs={seats}/run-{repeat}" for seats in SEATS for repeat in (1, 2)]
@@ -131,6 +133,51 @@ def test_runs_of_other_code_are_measured_again(world: World, monkeypatch: pytest
     assert "was measured with other settings, code" in world.reporter.lines[0]
 
 
+def test_a_campaign_grows_and_measures_only_what_is_new(world: World) -> None:
+    """More cells, more repeats, another title and other limits; the first cell was called "only"."""
+    before = world.run([1])
+    text = world.plan_text([1, 2], 2).replace("A scripted", "A grown").replace("frozen-after-s = 20", "")
+    world.plan_text = lambda *_: text  # type: ignore[method-assign]
+    study = world.run([1, 2], repeats=2)
+    assert sorted(world.reporter.started) == ["seqs=1 run 2", "seqs=2 run 1", "seqs=2 run 2"]
+    assert world.reporter.kept == 1 and study.title == "A grown server"
+    kept = study.cells[0].runs[0]
+    assert kept.metrics == before.cells[0].runs[0].metrics and kept.source == "cells/seqs=1/run-1"
+    assert (world.out / "plan.toml").read_text() == text
+
+
+def test_a_changed_flag_measures_its_cells_again(world: World) -> None:
+    world.run([1, 2])
+    text = world.plan_text([1, 2]).replace("max-num-batched-tokens = 64", "max-num-batched-tokens = 32")
+    world.plan_text = lambda *_: text  # type: ignore[method-assign]
+    world.run([1, 2])
+    assert len(world.reporter.started) == 2 and "was measured with other settings" in world.reporter.lines[0]
+
+
+def test_metrics_are_computed_from_the_records_whenever_the_study_is_built(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A definition changes: the next study has it, and nothing is measured again."""
+    world.run([1])
+    monkeypatch.setattr(metrics_result, "latency_summary", lambda records: {"new_metric": float(len(records))})
+    assert world.run([1]).cells[0].runs[0].metrics["new_metric"] == 6
+    assert world.reporter.started == []
+
+
+def test_facts_in_which_runs_differ_are_stated_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs here, then one more on a machine with other processors."""
+    here = {**execute.run_facts(), "cpu_model": "A", "git_revision": "old"}
+    monkeypatch.setattr(execute, "run_facts", lambda: here)
+    assert world.run([1, 2, 3]).facts == here
+    monkeypatch.setattr(execute, "run_facts", lambda: {**here, "cpu_model": "B", "git_revision": "new"})
+    study = world.run([1, 2, 3, 4])
+    assert study.facts["cpu_model"] == "differs between runs: A (3 of 4); B (1 of 4)"
+    assert study.facts["git_revision"] == "differs between runs: old (3 of 4); new (1 of 4)"
+    assert study.facts["code_version"] == here["code_version"]
+    warned = [cell.name for cell in study.cells if any("another machine" in text for text in cell.runs[0].warnings)]
+    assert warned == ["seqs=4"]
+
+
 def test_two_models_of_the_hub_are_two_runs() -> None:
     keys = {provenance.run_key({}, workload="w", model=model) for model in (None, "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B")}
     assert len(keys) == 3
@@ -138,7 +185,7 @@ def test_two_models_of_the_hub_are_two_runs() -> None:
 
 def test_the_code_version_is_of_what_can_change_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "headrace"
-    for name in ("core/scheduler.py", "lab/client/load.py", "lab/report/page.py", "lab/findings/compare.py"):
+    for name in ("core/scheduler.py", "lab/client/load.py", *READERS):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("")
     monkeypatch.setattr(provenance.headrace, "__file__", str(package / "__init__.py"))
@@ -148,7 +195,7 @@ def test_the_code_version_is_of_what_can_change_a_measurement(tmp_path: Path, mo
         return provenance.code_version.__wrapped__()
 
     before = provenance.code_version.__wrapped__()
-    assert version_after("lab/report/page.py") == version_after("lab/findings/compare.py") == before
+    assert {version_after(name) for name in READERS} == {before}
     assert before != version_after("core/scheduler.py") != version_after("lab/client/load.py")
 
 

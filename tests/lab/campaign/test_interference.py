@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from headrace.lab.campaign.interference import CpuUse
+from headrace.lab.campaign.interference import CpuUse, interference_warning
 
 BURN = """
 import time
@@ -20,10 +20,12 @@ input()
 
 def test_others_share_is_what_neither_server_nor_lab_used() -> None:
     quiet = CpuUse(busy=50, stolen=0, total=100, server=45, lab=5)
-    assert quiet.foreign_share == 0 and quiet.warning() is None
+    assert quiet.foreign_share == 0 and interference_warning(quiet.foreign_share) is None
     loud = CpuUse(busy=90, stolen=5, total=100, server=45, lab=5)
     assert loud.foreign_share == 0.45
-    assert "other processes used 45% of the machine's processor time" in (loud.warning() or "")
+    assert "other processes used 45% of the machine's processor time" in (
+        interference_warning(loud.foreign_share) or ""
+    )
 
 
 def test_the_servers_time_is_known_by_its_nonce() -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import LaunchError
-from headrace.lab.campaign.launchers import probe
 from headrace.lab.campaign.launchers.classify import broken_rule, exited
 from headrace.lab.campaign.launchers.process import ProcessIdentity, ServerProcess, kill_by_nonce, log_tail
 from headrace.sizing.rules import ServeSettings, violations
@@ -126,20 +125,3 @@ def test_every_refusal_in_a_log_is_traced_to_its_rule() -> None:
     assert [violation.rule for violation in found] == ["R1", "R2", "R4", "R5", "R6", "R6", "R8", "R9", "R10", "R11"]
     assert [broken_rule(f"ValueError: {violation.message}") for violation in found] == [v.rule for v in found]
     assert broken_rule("Uvicorn running on http://127.0.0.1") is None
-
-
-def test_settings_that_a_server_states_in_its_metrics() -> None:
-    text = (
-        "# TYPE vllm:cache_config_info gauge\n"
-        'vllm:cache_config_info{block_size="16",enable_prefix_caching="False",gpu_memory_utilization="0.9",'
-        'num_gpu_blocks_override="None",cache_dtype="auto",odd="a \\"b\\", c=1"} 1.0\n'
-        'vllm:num_requests_running{model_name="m"} 3.0\n'
-    )
-    assert probe.effective_settings(text) == {
-        "block_size": 16,
-        "enable_prefix_caching": False,
-        "gpu_memory_utilization": 0.9,
-        "num_gpu_blocks_override": None,
-        "cache_dtype": "auto",
-        "odd": 'a \\"b\\", c=1',
-    }

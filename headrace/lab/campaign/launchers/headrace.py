@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ _POLL_S = 0.1
 class Server:
     """A server that is ready and known to be ours.  Valid until `stop`.
 
-    model      the name to ask for
-    ready_s    from the start of the process to the first good answer
-    effective  settings that the server itself states, under vLLM's names with underscores
+    model    the name to ask for
+    ready_s  from the start of the process to the first good answer
     """
 
     process: ServerProcess
@@ -35,7 +34,6 @@ class Server:
     model: str
     ready_s: float
     version: str | None
-    effective: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -129,7 +127,7 @@ class HeadraceLauncher:
         names = probe.served_models(port)
         if nonce not in names:
             raise self._not_ours(process, port, names)
-        return Server(process, port, self.served_model, ready_s, probe.version(port), effective=_stated_settings(port))
+        return Server(process, port, self.served_model, ready_s, probe.version(port))
 
     def _not_ready(self, process: ServerProcess, port: int) -> LaunchError:
         state = (
@@ -155,11 +153,3 @@ class HeadraceLauncher:
             kind="port",
             log_tail=process.log_tail(),
         )
-
-
-def _stated_settings(port: int) -> dict[str, Json]:
-    try:
-        status, body = probe.get(port, "/metrics", timeout_s=30)
-    except OSError:
-        return {}
-    return probe.effective_settings(body.decode("utf-8", errors="replace")) if status == 200 else {}

@@ -1,20 +1,14 @@
-"""Questions to a server that has just been started: does it answer, is it ours, what is it running with."""
+"""Questions to a server that has just been started: does it answer, is it ours."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
-import re
 import socket
 from pathlib import Path
-from typing import Any
-
-Json = Any
 
 MAX_ANSWER_BYTES = 8 << 20
-_INFO = re.compile(r"^[a-zA-Z_:][\w:]*config_info\{(?P<labels>.*)\}\s", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 def get(port: int, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
@@ -57,22 +51,6 @@ def version(port: int) -> str | None:
         return str(json.loads(body)["version"]) if status == 200 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def effective_settings(metrics: str) -> dict[str, Json]:
-    """Settings that a server states in /metrics (labels of `vllm:cache_config_info` and its like), typed."""
-    labels = [label for info in _INFO.finditer(metrics) for label in _LABEL.findall(info["labels"])]
-    return {name: _typed(text) for name, text in labels}
-
-
-def _typed(text: str) -> Json:
-    words: dict[str, Json] = {"True": True, "true": True, "False": False, "false": False, "None": None}
-    if text in words:
-        return words[text]
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def free_port() -> int:
