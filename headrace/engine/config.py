@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 from headrace.core.scheduler import SchedulerConfig
 from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
+from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
 from headrace.engine.models.shape import ModelShape, check_attention_window
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
-from headrace.engine.step_log import DEFAULT_MAX_BYTES, LEAST_MAX_BYTES, StepLogConfig
+from headrace.engine.step_log import StepLogConfig, read_step_log_config
 from headrace.errors import ConfigError
 from headrace.sizing import memory as sizing
 from headrace.sizing import rules
@@ -171,21 +171,6 @@ def resolve(
     if native_bf16 is None:
         native_bf16 = machine.has_native_bf16()
     return _Resolver(args, os.environ if environ is None else environ, free_memory_bytes, native_bf16).resolve()
-
-
-def parse_tokens(flag: str, value: str | int) -> int:
-    """An integer as vLLM reads it: 4096, 4k (= 4000), 4K (= 4096), 1.5m, 2G.  Raises ConfigError."""
-    if isinstance(value, int):
-        return value
-    found = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([kKmMgGtT]?)", value.strip())
-    if found is None:
-        raise ConfigError(f"{flag} {value!r} is not a number; write it like 4096, 4k (4,000) or 4K (4,096)")
-    number, unit = found.groups()
-    base = 1024 if unit.isupper() else 1000
-    scaled = float(number) * base ** " kmgt".index(unit.lower() or " ")
-    if scaled != int(scaled) or (not unit and "." in number):
-        raise ConfigError(f"{flag} {value!r} is not a whole number")
-    return int(scaled)
 
 
 class _Resolver:
@@ -618,21 +603,11 @@ class _Resolver:
 
     def step_log(self) -> StepLogConfig | None:
         args = self.args
-        if args.step_log is None:
-            for flag in ("step_log_max_bytes", "step_log_requests"):
-                if getattr(args, flag):
-                    raise ConfigError(f"--{flag.replace('_', '-')} needs --step-log FILE")
-            return None
-        most = DEFAULT_MAX_BYTES
-        if args.step_log_max_bytes is not None:
-            most = parse_tokens("--step-log-max-bytes", args.step_log_max_bytes)
-        if most < LEAST_MAX_BYTES:
-            raise ConfigError(f"--step-log-max-bytes {most} must be at least {LEAST_MAX_BYTES} (1M)")
-        path = Path(args.step_log).expanduser().absolute()
-        if not path.parent.is_dir() or path.is_dir():
-            raise ConfigError(f"--step-log {args.step_log} must name a file in a directory that is there")
-        self.say("step_log", path, f"given; at most {most >> 20} MiB with {path.name}.1, the older half")
-        return StepLogConfig(path, most, bool(args.step_log_requests))
+        config = read_step_log_config(args.step_log, args.step_log_max_bytes, bool(args.step_log_requests))
+        if config is not None:
+            most = f"at most {config.max_bytes >> 20} MiB with {config.path.name}.1, the older half"
+            self.say("step_log", config.path, f"given; {most}")
+        return config
 
 
 def _longest(shape: ModelShape) -> int:

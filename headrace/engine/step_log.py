@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core.batch import Batch, TokenEvent
+from headrace.engine.flag_values import parse_tokens
 from headrace.errors import ConfigError
 
 logger = logging.getLogger("headrace.engine")
@@ -42,6 +43,22 @@ class StepLogConfig:
     path: Path
     max_bytes: int = DEFAULT_MAX_BYTES
     with_requests: bool = False
+
+
+def read_step_log_config(path: str | None, max_bytes: str | int | None, with_requests: bool) -> StepLogConfig | None:
+    """From the flags --step-log, --step-log-max-bytes and --step-log-requests.  Raises ConfigError."""
+    if path is None:
+        if max_bytes is not None or with_requests:
+            flag = "--step-log-requests" if with_requests else "--step-log-max-bytes"
+            raise ConfigError(f"{flag} needs --step-log FILE")
+        return None
+    most = DEFAULT_MAX_BYTES if max_bytes is None else parse_tokens("--step-log-max-bytes", max_bytes)
+    if most < LEAST_MAX_BYTES:
+        raise ConfigError(f"--step-log-max-bytes {most} must be at least {LEAST_MAX_BYTES} (1M)")
+    where = Path(path).expanduser().absolute()
+    if not where.parent.is_dir() or where.is_dir():
+        raise ConfigError(f"--step-log {path} must name a file in a directory that is there")
+    return StepLogConfig(where, most, with_requests)
 
 
 class StepLog:
