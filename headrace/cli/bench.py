@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from headrace.errors import ConfigError
+from headrace import exit_codes
+from headrace.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
     from headrace.lab.client import MeasuredRun
@@ -218,7 +220,8 @@ def bench(
     """
     from headrace.lab.client.control import base_of, request_headers, served_models
     from headrace.lab.metrics.dialects import DIALECTS, BenchSettings
-    from headrace.lab.metrics.vllm import parse_goodput
+    from headrace.lab.metrics.vllm import parse_goodput, vllm_metrics
+    from headrace.lab.records.store import write_run
     from headrace.lab.workload.spec import DEFAULT_TIMEOUT_S, WorkloadSpec
 
     if backend not in BACKENDS:
@@ -300,13 +303,25 @@ def bench(
         profile=profile,
         show_progress=not disable_tqdm,
     )
-    totals = _print(run, spec, settings, goals, dialect)
-    if out is not None:
-        from headrace.lab.records.store import write_run
-
-        write_run(Path(out), run.manifest, run.records, interrupted=run.interrupted)
-    if save_result or append_result:
-        _save(totals, settings, dialect, result_dir, result_filename, detailed=save_detailed, append=append_result)
+    totals = vllm_metrics(
+        run.records,
+        run.duration_s,
+        goodput_ms=goals or None,
+        closed_loop_start_ns=run.start_ns if spec.closed_loop else None,
+    )
+    kept: list[str] = []
+    try:  # first what lasts; and what could not be kept is at least shown
+        if out is not None:
+            write_run(Path(out), run.manifest, run.records, interrupted=run.interrupted)
+            kept.append(f"raw records: {out}")
+        if save_result or append_result:
+            path = Path(result_dir or ".")
+            detail = {"detailed": save_detailed, "append": append_result}
+            kept.append(f"result file: {_save(totals, settings, dialect, path, result_filename, **detail)}")
+    finally:
+        _print(run, totals, spec, settings, dialect)
+        for line in kept:
+            print(line, file=sys.stderr)
     return _exit_code(run)
 
 
@@ -341,7 +356,7 @@ def _measure(
     print(f"Maximum request concurrency: {spec.max_concurrency}", flush=True)
     try:
         with console_progress(enabled=show_progress) as progress:
-            return conduct(
+            run = conduct(
                 url,
                 spec,
                 workload,
@@ -351,25 +366,26 @@ def _measure(
                 progress=progress,
                 settings={"backend": settings.backend, "model": settings.model_id, "profile": profile},
             )
-    finally:
-        if profile:
-            # After the clock has stopped: flushing a trace must not count as benchmark time.
-            print("Stopping profiler...")
+    except BaseException:
+        if profile:  # the first error is the one to tell
+            with contextlib.suppress(HeadraceError):
+                profiler(url, headers, "stop")
+        raise
+    if profile:
+        # After the clock has stopped: flushing a trace must not count as benchmark time.
+        print("Stopping profiler...", flush=True)
+        try:
             profiler(url, headers, "stop")
+        except HeadraceError as error:
+            run = run.noting(f"the profiler could not be stopped, so its trace may be missing: {error}")
+        except KeyboardInterrupt:
+            run = run.noting("stopping the profiler was interrupted, so its trace may be missing")
+    return run
 
 
-def _print(
-    run: MeasuredRun, spec: WorkloadSpec, settings: BenchSettings, goals: dict[str, float], dialect: str
-) -> VllmMetrics:
+def _print(run: MeasuredRun, totals: VllmMetrics, spec: WorkloadSpec, settings: BenchSettings, dialect: str) -> None:
     from headrace.lab.metrics.dialects import result_block
-    from headrace.lab.metrics.vllm import vllm_metrics
 
-    totals = vllm_metrics(
-        run.records,
-        run.duration_s,
-        goodput_ms=goals or None,
-        closed_loop_start_ns=run.start_ns if spec.closed_loop else None,
-    )
     print(result_block(totals, settings, dialect=dialect), flush=True)
     errors = [record for record in run.records if not record.ok]
     if errors:
@@ -381,7 +397,6 @@ def _print(
         print(f"note: {warning}", file=sys.stderr)
     if spec.closed_loop:
         print("note: a closed loop: its tails cannot be compared with those of an open loop", file=sys.stderr)
-    return totals
 
 
 def _message(error: str | None) -> str:
@@ -398,12 +413,13 @@ def _save(
     totals: VllmMetrics,
     settings: BenchSettings,
     dialect: str,
-    directory: str | None,
+    directory: Path,
     file_name: str | None,
     *,
     detailed: bool,
     append: bool,
-) -> None:
+) -> Path:
+    """Write the result file; returns where it is."""
     from datetime import datetime
 
     from headrace.errors import LaunchError
@@ -411,7 +427,7 @@ def _save(
     from headrace.lab.records.store import write_durably
 
     date = datetime.now()
-    path = Path(directory or ".") / (file_name or result_file_name(settings, date))
+    path = directory / (file_name or result_file_name(settings, date))
     text = json.dumps(result_json(totals, settings, date, dialect=dialect, detailed=detailed))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -422,18 +438,17 @@ def _save(
             write_durably(path, text.encode())
     except OSError as error:
         raise LaunchError(f"the result cannot be written to {path}: {error.strerror}", kind="disk") from None
-    print(f"result file: {path}", file=sys.stderr)
+    return path
 
 
 def _exit_code(run: MeasuredRun) -> int:
-    from headrace.cli.main import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_INVALID_RUN, EXIT_OK
     from headrace.lab.records.results import Level
 
     if run.interrupted:
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     if not any(record.ok for record in run.records):
-        return EXIT_CHECK_FAILED
-    return EXIT_INVALID_RUN if run.verdict.level is Level.INVALID else EXIT_OK
+        return exit_codes.CHECK_FAILED
+    return exit_codes.INVALID_RUN if run.verdict.level is Level.INVALID else exit_codes.OK
 
 
 def _check_targets(out: str | None, result_dir: str | None) -> None:

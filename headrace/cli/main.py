@@ -1,7 +1,7 @@
 """The `headrace` command: dispatches to one module a verb, and maps errors to exit codes.
 
-Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 the environment failed, 4 the run is not valid,
-130 interrupted.  A verb is imported only when it is used, so `--help` stays fast and torch stays out.
+Exit codes are those of `headrace.exit_codes`.  A verb is imported only when it is used, so `--help` stays fast and
+torch stays out.
 
 A verb's module has `app`, a cyclopts App named `headrace <verb>` whose default command returns None or an exit
 code.  It may have `prepare(argv) -> argv` to accept spellings that cyclopts does not know.
@@ -11,21 +11,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
+from headrace import exit_codes
+from headrace.cli.streams import readers_may_leave
 from headrace.errors import ConfigError, HeadraceError, InvalidRequest, InvariantError, LaunchError
 from headrace.version import VERSION
-
-EXIT_OK, EXIT_CHECK_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_INVALID_RUN, EXIT_INTERRUPTED = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    130,
-)
 
 # verb -> (module, what it does)
 VERBS: dict[str, tuple[str, str]] = {
@@ -56,18 +48,23 @@ def _help() -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line and return its exit code.  Errors raised on purpose become one sentence on stderr."""
+    with readers_may_leave():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(_help(), end="")
-        return EXIT_OK if argv else EXIT_USAGE
+        return exit_codes.OK if argv else exit_codes.USAGE
     if argv[0] in ("--version", "-V"):
         print(VERSION)
-        return EXIT_OK
+        return exit_codes.OK
     verb = argv[0]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         print(f"headrace: there is no verb {verb!r}{hint} (verbs: {', '.join(VERBS)})", file=sys.stderr)
-        return EXIT_USAGE
+        return exit_codes.USAGE
     return _run_verb(verb, list(argv[1:]))
 
 
@@ -79,32 +76,27 @@ def _run_verb(verb: str, argv: list[str]) -> int:
         prepare = getattr(module, "prepare", None)
         tokens = prepare(argv) if prepare is not None else argv
         code = module.app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
-        return EXIT_OK if code is None else int(code)
+        return exit_codes.OK if code is None else int(code)
     except CycloptsError as error:
-        return _fail(verb, " ".join(str(error).split()), EXIT_USAGE)
+        return _fail(verb, " ".join(str(error).split()), exit_codes.USAGE)
     except (ConfigError, InvalidRequest) as error:
-        return _fail(verb, str(error), EXIT_USAGE)
+        return _fail(verb, str(error), exit_codes.USAGE)
     except LaunchError as error:
         if error.log_tail:
             print(error.log_tail.rstrip(), file=sys.stderr)
-        return _fail(verb, str(error), EXIT_ENVIRONMENT)
+        return _fail(verb, str(error), exit_codes.ENVIRONMENT)
     except InvariantError:
         raise  # ours: the traceback is the bug report
     except HeadraceError as error:
-        return _fail(verb, str(error), EXIT_CHECK_FAILED)
-    except BrokenPipeError:
-        # The reader (`head`, `less`) went away; say nothing, and keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return _fail(verb, str(error), exit_codes.CHECK_FAILED)
     except KeyboardInterrupt:
-        return _fail(verb, "interrupted", EXIT_INTERRUPTED)
+        return _fail(verb, "interrupted", exit_codes.INTERRUPTED)
     except ModuleNotFoundError as error:
         if error.name and not error.name.startswith("headrace"):
             return _fail(
                 verb,
                 f"this needs the package {error.name!r}, which is not installed: pip install 'headrace[engine]'",
-                EXIT_ENVIRONMENT,
+                exit_codes.ENVIRONMENT,
             )
         raise
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from headrace import exit_codes
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from headrace.lab.campaign.cells import PlannedCell
     from headrace.lab.campaign.plan import Plan
     from headrace.lab.records.results import Study
-
-EXIT_INVALID_RUN, EXIT_INTERRUPTED = 4, 130
 
 app = App(
     name="headrace run",
@@ -63,7 +63,7 @@ def run(
     planned = cells(declared)
     if dry_run:
         _print_cells(console, declared, planned)
-        return 0 if any(cell.legal for cell in planned) else EXIT_INVALID_RUN
+        return exit_codes.OK if any(cell.legal for cell in planned) else exit_codes.INVALID_RUN
     others = _studies(beside or [])  # a wrong name is told before an hour of measuring, not after
     home = out if out is not None else Path("runs") / declared.name
     try:
@@ -79,7 +79,7 @@ def run(
         console.print(
             f"interrupted; finished runs are kept in {home}, and the same command resumes", markup=False, style="bold"
         )
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     measured = any(cell.runs for cell in study.cells)
     if report:
         _report(home, study, others)
@@ -89,8 +89,8 @@ def run(
         console.print("no cell could be measured; the reasons:", markup=False, style="bold red")
         for cell in study.cells:
             console.print(f"  {cell.name}: {cell.status.value}. {cell.reason}", markup=False)
-        return EXIT_INVALID_RUN
-    return 0
+        return exit_codes.INVALID_RUN
+    return exit_codes.OK
 
 
 def _print_cells(console: Console, plan: Plan, planned: tuple[PlannedCell, ...]) -> None:

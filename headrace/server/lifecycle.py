@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 
 import uvicorn
 
+from headrace import exit_codes
 from headrace.errors import LaunchError
 from headrace.server.app import create_app
 from headrace.server.limits import request_limits
@@ -21,7 +22,6 @@ from headrace.server.state import ServedEngine, Service
 
 logger = logging.getLogger("headrace.server")
 
-EXIT_OK, EXIT_INTERRUPTED = 0, 130
 KEEP_ALIVE_S = 75  # longer than the 60 s of common clients: the side that waits longer avoids resets between requests
 AFTER_DRAIN_S = 5  # for clients that do not read the end of their stream
 
@@ -106,7 +106,7 @@ class _Process:
                 await self._drain
             if self._engine is not None:
                 self._engine.close()
-        return EXIT_INTERRUPTED if self._signals > 1 else EXIT_OK
+        return exit_codes.INTERRUPTED if self._signals > 1 else exit_codes.OK
 
     async def _load_unless_stopped(self, serving: asyncio.Task[None]) -> None:
         loading = _in_thread(self._engine_factory)

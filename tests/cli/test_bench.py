@@ -156,6 +156,47 @@ def test_a_profiled_run_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert manifest["settings"]["profile"] is True and "profiler" in manifest["warnings"][0]
 
 
+def test_a_profiler_that_does_not_stop_costs_a_warning_and_not_the_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks_at_the_end(seen: Seen) -> Answer:
+        if seen.path == "/stop_profile":
+            return as_json({"error": {"message": "no trace"}}, 500)
+        return Answer() if seen.path.endswith("_profile") else model_server(seen)
+
+    with ScriptedServer(breaks_at_the_end) as server:
+        assert bench(server, "--profile", "--out", str(tmp_path / "run")) == 0
+    out, err = capsys.readouterr()
+    assert f"{'Successful requests:':<40} {6:<10}" in out.splitlines()
+    manifest, records = read_run(tmp_path / "run")
+    assert len(records) == 6 and "the profiler could not be stopped" in manifest["warnings"][-1]
+    assert "note: the profiler could not be stopped" in err
+
+
+def test_a_reader_that_leaves_costs_neither_the_measurement_nor_its_exit_code(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "headrace.cli.main", "bench", "--base-url", server.url, *SMALL]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+    assert len(read_run(tmp_path / "run")[1]) == 6
+
+
+def test_a_result_that_cannot_be_written_is_shown_all_the_same(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "taken").mkdir()
+    assert bench(server, "--save-result", "--result-dir", str(tmp_path / "results"), "--result-filename", "taken") == 3
+    out, err = capsys.readouterr()
+    assert "Serving Benchmark Result" in out and "cannot be written" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,10 @@ class MeasuredRun:
     @property
     def duration_s(self) -> float:
         return (self.end_ns - self.start_ns) / 1e9
+
+    def noting(self, warning: str) -> MeasuredRun:
+        """The run with one more warning, found out after it was measured."""
+        return replace(self, manifest={**self.manifest, "warnings": [*self.manifest["warnings"], warning]})
 
     def result(self, source: str) -> RunResult:
         """The run's metrics, its verdict and what a reader must know of it; `source` says where it is kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from headrace import exit_codes
 from headrace.errors import LaunchError
 
 # First match wins.  The words are those of Python, torch, uvicorn and the kernel.
@@ -30,14 +31,12 @@ _RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("R12", re.compile(r"is less than desired GPU memory utilization")),
 )
 
-_EXIT_USAGE = 2
-
 
 def exited(code: int, log_tail: str, *, when: str) -> LaunchError:
     """The failure of a server that exited with `code`; its text is one sentence with the line that explains it."""
     kind = next((kind for kind, pattern in _KINDS if pattern.search(log_tail)), None)
     if kind is None:
-        kind = "refused" if code == _EXIT_USAGE else "crash"
+        kind = "refused" if code == exit_codes.USAGE else "crash"
     how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
     if code == -9 and kind == "crash":
         how += " (the kernel does so when memory runs out)"
