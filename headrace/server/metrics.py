@@ -11,6 +11,7 @@ for vLLM find every panel's data.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 
 from prometheus_client import (
     CollectorRegistry,
@@ -48,6 +49,9 @@ LATENCY_BUCKETS = (
 )
 STEP_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 N_BUCKETS = (1, 2, 5, 10, 20)
+
+# Of the configuration, what is the user's: names, paths and texts.
+_PRIVATE = ("model", "tokenizer", "chat_template")
 
 
 def buckets_1_2_5(largest: int) -> tuple[int, ...]:
@@ -190,6 +194,7 @@ class _SnapshotCollector(Collector):
             {"awake": 1, "weights_offloaded": 0, "discard_all": 0},
         )
         yield self._cache_config()
+        yield self._resolved_config()
 
         yield self._counter("prompt_tokens", "Prompt tokens processed", stats.prompt_tokens)
         yield self._counter("prompt_tokens_cached", "Prompt tokens from the prefix cache", stats.prompt_tokens_cached)
@@ -262,6 +267,19 @@ class _SnapshotCollector(Collector):
         }
         family = GaugeMetricFamily("vllm:cache_config_info", "Settings of the KV cache.", labels=list(settings))
         family.add_metric(list(settings.values()), 1)
+        return family
+
+    def _resolved_config(self) -> GaugeMetricFamily:
+        """All of the resolved configuration that is a number, a switch or a word: whoever measures this server can see
+        what it runs with, new settings included."""
+        values = {field.name: getattr(self._config, field.name) for field in fields(self._config)}
+        settings = {
+            name: str(value)
+            for name, value in {**values, "policy": self._config.policy}.items()
+            if isinstance(value, bool | int | float | str) and name not in _PRIVATE
+        }
+        family = GaugeMetricFamily("headrace:config_info", "The resolved configuration.", labels=(*LABELS, *settings))
+        family.add_metric([*self._labels, *settings.values()], 1)
         return family
 
 
