@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ WARN_SHARE = 0.10
 
 @dataclass(frozen=True, slots=True)
 class CpuUse:
-    """Seconds of processor time since some beginning, over all processors.
+    """Seconds of processor time since some beginning, over the processors that this process may use.
 
-    busy, stolen, total   of the machine; stolen is what a hypervisor gave to others
+    busy, stolen, total   of these processors; stolen is what a hypervisor gave to others
     server, lab           of the server with all its processes, and of this process
     """
 
@@ -30,9 +31,8 @@ class CpuUse:
     @classmethod
     def now(cls, nonce: str) -> CpuUse:
         """Read it all; `nonce` marks the server's processes.  Linux only."""
-        # user nice system idle iowait irq softirq steal; the guest columns after them are part of user and nice.
-        ticks = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         tick = 1 / os.sysconf("SC_CLK_TCK")
+        ticks = cpu_ticks(Path("/proc/stat").read_text(), os.sched_getaffinity(0))
         user, nice, system, idle, iowait, irq, softirq, steal = (tick * count for count in ticks)
         busy = user + nice + system + irq + softirq
         times = os.times()
@@ -49,8 +49,19 @@ class CpuUse:
 
     @property
     def foreign_share(self) -> float:
-        """Share of the machine, 0 to 1, that went to neither server nor lab."""
+        """Share of these processors, 0 to 1, that went to neither server nor lab."""
         return max(0.0, self.busy + self.stolen - self.server - self.lab) / self.total if self.total > 0 else 0.0
+
+
+def cpu_ticks(stat: str, cpus: Collection[int]) -> tuple[int, ...]:
+    """user nice system idle iowait irq softirq steal of `cpus`, from the text of /proc/stat.
+
+    Not its first line, which is the whole host: a lab bound to two of 64 processors would count everybody's work there,
+    and see its own as next to nothing.  The guest columns after these are part of user and nice.
+    """
+    names = {f"cpu{number}" for number in cpus}
+    rows = [line.split() for line in stat.splitlines() if line.startswith("cpu")]
+    return tuple(sum(int(row[column]) for row in rows if row[0] in names) for column in range(1, 9))
 
 
 def interference_warning(foreign_share: float) -> str | None:
