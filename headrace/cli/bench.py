@@ -218,7 +218,8 @@ def bench(
     trust_remote_code
         Accepted; the client never runs a model's code.
     """
-    from headrace.lab.client.control import base_of, request_headers, served_models
+    from headrace.lab.client.control import request_headers, served_models
+    from headrace.lab.http import base_of
     from headrace.lab.metrics.dialects import DIALECTS, BenchSettings
     from headrace.lab.metrics.vllm import parse_goodput, vllm_metrics
     from headrace.lab.records.store import write_run
@@ -275,6 +276,8 @@ def bench(
     extra_keys = _pairs("--metadata", metadata)
     metrics = tuple(name.strip() for name in percentile_metrics.split(",") if name.strip())
     _check_targets(out, result_dir)
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port must be from 1 to 65535, not {port}")
 
     url = base_of(base_url or f"http://{host}:{port}")
     models = served_models(url, request_headers(spec.headers), wait_s=ready_check_timeout_sec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -220,6 +221,16 @@ def test_a_result_that_cannot_be_written_is_shown_all_the_same(
         (["--no-such-flag"], "no-such-flag"),
         (["--num-prompts", "many"], "many"),
         (["--base-url", "localhost:8000"], "http://"),
+        (["--base-url", "http://localhost:abc"], "abc"),
+        (["--base-url", "http://localhost:99999"], "99999"),
+        (["--base-url", "http://"], "must be like http://127.0.0.1:8000"),
+        (["--base-url", "http://local host:80"], "must be like http://127.0.0.1:8000"),
+        (["--base-url", "http://[::1"], "[::1"),
+        (["--base-url", f"http://{'a' * 70}.test:80"], "is not an address"),
+        (["--port", "99999"], "--port must be from 1 to 65535"),
+        (["--port=-5"], "--port must be from 1 to 65535"),
+        (["--port", "-5"], "--port must be from 1 to 65535"),
+        (["--header", "X-A=1\n2"], "cannot be sent"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -237,6 +248,23 @@ def test_no_server_is_the_environments_fault(capsys: pytest.CaptureFixture[str])
         url = gone.url
     assert run(["bench", "--base-url", url]) == 3
     assert "no server answers" in capsys.readouterr().err
+
+
+def test_something_else_on_the_port_is_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+
+        def speaks_no_http() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9\r\n")
+
+        thread = threading.Thread(target=speaks_no_http)
+        thread.start()
+        assert run(["bench", "--port", str(listener.getsockname()[1])]) == 3
+        thread.join(60)
+    assert "not HTTP: BadStatusLine" in capsys.readouterr().err
 
 
 def test_a_server_that_is_still_loading_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:

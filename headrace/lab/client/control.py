@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 
 from headrace.errors import ConfigError, LaunchError
+from headrace.lab.http import Peer, model_names
 
-# A proxy from the environment would stand between us and a server on this machine.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def base_of(url: str) -> str:
-    """The server's root: without a trailing slash or `/v1`.  Raises ConfigError for what is not an http address."""
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"the server's address must begin with http:// or https://, not {url!r}")
-    return url.rstrip("/").removesuffix("/v1")
+_PROFILER_TIMEOUT_S = 3600.0
 
 
 def request_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -28,19 +18,6 @@ def request_headers(headers: Mapping[str, str]) -> dict[str, str]:
     if key and "authorization" not in {name.lower() for name in headers}:
         return {"Authorization": f"Bearer {key}", **headers}
     return dict(headers)
-
-
-def call(
-    method: str, url: str, headers: Mapping[str, str], *, timeout_s: float = 30.0, data: bytes | None = None
-) -> tuple[int, bytes]:
-    """One small request: status and body.  Raises OSError when the server cannot be reached."""
-    request = urllib.request.Request(url, data=data, headers=dict(headers), method=method)
-    try:
-        with _OPENER.open(request, timeout=timeout_s) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
 
 
 def served_models(base_url: str, headers: Mapping[str, str], *, wait_s: float = 0.0) -> list[str]:
@@ -52,12 +29,11 @@ def served_models(base_url: str, headers: Mapping[str, str], *, wait_s: float = 
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            status, body = call("GET", f"{base_url}/v1/models", headers)
+            with Peer(base_url, headers) as peer:
+                status, body = peer.get("/v1/models")
             problem = f"status {status}: {body[:200].decode('utf-8', 'replace')}"
         except OSError as error:
-            status, body, problem = 503, b"", str(getattr(error, "reason", error))
-        except ValueError as error:
-            raise ConfigError(f"the server's address {base_url!r} is not an address ({error})") from None
+            status, body, problem = 503, b"", str(error)
         if status < 500:
             break
         if time.monotonic() >= deadline:
@@ -65,10 +41,7 @@ def served_models(base_url: str, headers: Mapping[str, str], *, wait_s: float = 
         time.sleep(0.2)
     if status in (401, 403):
         raise ConfigError(f"{base_url} refuses us (status {status}): set OPENAI_API_KEY to the server's key")
-    try:
-        return [str(model["id"]) for model in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
-        return []
+    return model_names(body)
 
 
 def profiler(base_url: str, headers: Mapping[str, str], action: str) -> None:
@@ -77,7 +50,8 @@ def profiler(base_url: str, headers: Mapping[str, str], action: str) -> None:
     Raises ConfigError when the server has no profiler.
     """
     try:
-        status, body = call("POST", f"{base_url}/{action}_profile", headers, timeout_s=3600.0, data=b"")
+        with Peer(base_url, headers, timeout_s=_PROFILER_TIMEOUT_S) as peer:
+            status, body = peer.post(f"/{action}_profile")
     except OSError as error:
         raise LaunchError(f"the server did not answer /{action}_profile ({error})", kind="timeout") from None
     if status != 200:

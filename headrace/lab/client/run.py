@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from headrace.clock import MonotonicClock
 from headrace.errors import ConfigError
 from headrace.lab.client.bodies import PATHS, request_body
-from headrace.lab.client.control import base_of, request_headers
+from headrace.lab.client.control import request_headers
 from headrace.lab.client.load import LoadOutcome, Progress, Sent, run_load
 from headrace.lab.client.reading import bounded, read_answer
 from headrace.lab.client.self_check import ClientCost, Verdict, judge
 from headrace.lab.client.transport import HttpTransport
+from headrace.lab.http import base_of
 from headrace.lab.metrics.result import run_result_from_records
 from headrace.lab.records.environment import describe_environment
 from headrace.lab.records.results import RunResult, RunVerdict

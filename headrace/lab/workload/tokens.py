@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from headrace.errors import ConfigError
+from headrace.lab.http import Peer
 
 # Plain words for synthetic prompts.  Only their token ids matter: ids that a real text of the model's language
 # produces, so that prompts survive decoding and encoding, which ids drawn from the whole vocabulary do not.
@@ -76,11 +75,7 @@ class ServerTokenizer:
     local = False
 
     def __init__(self, base_url: str, model: str, headers: Mapping[str, str], *, timeout_s: float = 30.0) -> None:
-        parts = urlsplit(base_url)
-        connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connection(parts.netloc, timeout=timeout_s)
-        self._prefix = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json", **headers}
+        self._peer = Peer(base_url, headers, timeout_s=timeout_s)
         self._model = model
         self.name = f"{base_url} /tokenize"
 
@@ -92,22 +87,15 @@ class ServerTokenizer:
         return str(self._post("/detokenize", {"model": self._model, "tokens": list(ids)})["prompt"])
 
     def _post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
-        body = json.dumps(payload).encode()
-        for attempt in (1, 2):  # a kept connection may have been closed by the server since the last call
-            try:
-                self._connection.request("POST", self._prefix + path, body=body, headers=self._headers)
-                response = self._connection.getresponse()
-                data = response.read()
-                break
-            except (OSError, http.client.HTTPException) as error:
-                self._connection.close()
-                if attempt == 2:
-                    raise ConfigError(f"tokenizer: the server's {path} does not answer ({error!r})") from None
-        if response.status != 200:
-            raise ConfigError(f"tokenizer: the server's {path} answered {response.status}: {data[:200]!r}")
+        try:
+            status, data = self._peer.post(path, json.dumps(payload).encode())
+        except OSError as error:
+            raise ConfigError(f"tokenizer: the server's {path} does not answer ({error})") from None
+        if status != 200:
+            raise ConfigError(f"tokenizer: the server's {path} answered {status}: {data[:200]!r}")
         try:
             answer = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict) or not ({"tokens", "prompt"} & answer.keys()):
             raise ConfigError(f"tokenizer: the server's {path} answered something else than tokens: {data[:200]!r}")

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import socket
 from pathlib import Path
 
-MAX_ANSWER_BYTES = 8 << 20
+from headrace.lab.http import Peer, model_names
 
 
 def get(port: int, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
-    """Status and body of a GET on 127.0.0.1.  Raises OSError when there is no whole HTTP answer in time.
-
-    `http.client`, not `urllib`: a proxy in the environment must not see loopback traffic.
-    """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"Connection": "close"})
-        response = connection.getresponse()
-        return response.status, response.read(MAX_ANSWER_BYTES)
-    except http.client.HTTPException as error:
-        raise OSError(f"not HTTP: {type(error).__name__}") from None
-    finally:
-        connection.close()
+    """Status and body of a GET on 127.0.0.1.  Raises OSError when there is no whole HTTP answer in time."""
+    with Peer(f"http://127.0.0.1:{port}", {"Connection": "close"}, timeout_s=timeout_s) as peer:
+        return peer.get(path)
 
 
 def answers(port: int, path: str = "/health", *, timeout_s: float = 5.0) -> bool:
@@ -39,9 +28,9 @@ def served_models(port: int) -> list[str]:
     """The names under /v1/models; empty when the answer is not what OpenAI's API promises."""
     try:
         status, body = get(port, "/v1/models")
-        return [str(model["id"]) for model in json.loads(body)["data"]] if status == 200 else []
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return []
+    return model_names(body) if status == 200 else []
 
 
 def version(port: int) -> str | None:
