@@ -1,5 +1,24 @@
 """headrace serves language models and explains its own speed."""
 
+from typing import TYPE_CHECKING, Any
+
 from headrace.version import VERSION as __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from headrace.engine.offline import LLM
+    from headrace.engine.offline_params import SamplingParams
+
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`LLM` and `SamplingParams` when they are asked for: importing headrace must not import torch."""
+    if name == "LLM":
+        from headrace.engine.offline import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from headrace.engine.offline_params import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module 'headrace' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -264,23 +264,38 @@ def _facts(config: EngineConfig) -> dict[str, object]:
     }
 
 
-def generate(engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Output]:
+def generate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    on_output: Callable[[Output], None] = lambda output: None,
+) -> list[Output]:
     """Run requests to their ends without a server: one Output each, with the whole text, in the order given.
 
-    For tests, benchmarks and notebooks.  Raises InvalidRequest before anything runs when one can never be served.
+    `on_output` is told every piece as it comes.  Raises InvalidRequest before anything runs when one can never be
+    served; whatever else is raised meanwhile (an interrupt), nothing is left running.
     """
     assemblers: dict[str, OutputAssembler] = {}
     parts: dict[str, list[Output]] = {}
     try:
         for request in requests:
-            engine.add(request)
             detokenizer = tokenizer.detokenizer(request.params, request.prompt_token_ids)
+            engine.add(request)
             assemblers[request.request_id] = OutputAssembler(request, detokenizer)
             parts[request.request_id] = []
-    except BaseException:
+        _run_to_the_end(engine, assemblers, parts, on_output)
+    finally:
         for request_id in assemblers:
             engine.abort(request_id)
-        raise
+    return [_join(parts[request.request_id]) for request in requests]
+
+
+def _run_to_the_end(
+    engine: Engine,
+    assemblers: dict[str, OutputAssembler],
+    parts: dict[str, list[Output]],
+    on_output: Callable[[Output], None],
+) -> None:
     while assemblers:
         step = engine.step()
         for request_id, num_cached in step.admitted:
@@ -296,11 +311,11 @@ def generate(engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request]) 
             if output is None:
                 continue
             parts[event.request_id].append(output)
+            on_output(output)
             if output.finish_reason is not None:
                 if assembler.stopped_early:
                     engine.abort(event.request_id, FinishReason.STOP, output.stop_reason)
                 del assemblers[event.request_id]
-    return [_join(parts[request.request_id]) for request in requests]
 
 
 def _join(parts: Sequence[Output]) -> Output:

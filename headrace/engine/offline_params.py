@@ -1,0 +1,124 @@
+"""Sampling parameters as vLLM's users write them, checked, and translated for the core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.core import request as core
+from headrace.errors import InvalidRequest
+
+MAX_N = 16_384  # vLLM's
+MAX_SEED = 1 << 63
+
+
+class Speller(Protocol):
+    """What a translation needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop; names, spellings and defaults are vLLM's.
+
+    `temperature` 0 is greedy, `top_k` 0 or -1 and `top_p` 1 switch the filter off, `max_tokens` None means as long as
+    the model's context.  `n` sequences of a seeded request have the seeds seed, seed + 1, ….  Raises InvalidRequest.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        _whole("n", self.n, 1, MAX_N)
+        _number("presence_penalty", self.presence_penalty, -2, 2)
+        _number("frequency_penalty", self.frequency_penalty, -2, 2)
+        _number("repetition_penalty", self.repetition_penalty, 0, float("inf"), above=True)
+        _number("temperature", self.temperature, 0, float("inf"))
+        _number("top_p", self.top_p, 0, 1, above=True)
+        _whole("top_k", self.top_k, -1, 1 << 31)
+        _number("min_p", self.min_p, 0, 1)
+        if self.seed is not None:
+            _whole("seed", self.seed, -1, MAX_SEED - 1)
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1, 1 << 31)
+        _whole("min_tokens", self.min_tokens, 0, self.max_tokens or 1 << 31)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 0, 1 << 31)
+        for name, texts in (("stop", self.stops), ("bad_words", self.bad_words or ())):
+            if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
+                raise InvalidRequest(f"`{name}` must hold texts that are not empty.", param=name)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def translated(self, tokenizer: Speller, max_tokens: int) -> core.SamplingParams:
+        """For one sequence; `max_tokens` is what `max_tokens` None stands for."""
+        biases = dict(self.logit_bias or {})
+        for name, ids in (
+            ("stop_token_ids", self.stop_token_ids or ()),
+            ("logit_bias", biases),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+        ):
+            if not all(type(token) is int and 0 <= token < tokenizer.vocab_size for token in ids):
+                raise InvalidRequest(f"`{name}` has a token id outside 0 to {tokenizer.vocab_size - 1}.", param=name)
+        return core.SamplingParams(
+            max_tokens=max_tokens if self.max_tokens is None else self.max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(0, self.top_k),
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            seed=None if self.seed == -1 else self.seed,
+            stop=self.stops,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            logit_bias=tuple(sorted(biases.items())),
+            allowed_token_ids=tuple(sorted(set(self.allowed_token_ids or ()))),
+            bad_words_token_ids=tokenizer.spellings(self.bad_words) if self.bad_words else (),
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+def _whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidRequest(f"`{name}` must be a whole number from {least} to {most}, not {value!r}.", param=name)
+
+
+def _number(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    if not right or value == float("inf") or (above and value == least):
+        bound = f"above {least:g}" if above else f"at least {least:g}"
+        bound += "" if most == float("inf") else f" and at most {most:g}"
+        raise InvalidRequest(f"`{name}` must be {bound}, not {value!r}.", param=name)
