@@ -2,8 +2,8 @@
 
 name = "demo"
 title = "What the demo asks"
-[target]                       # what is measured
-launcher = "headrace"
+[target]                       # what is measured; left out: the built-in demonstration model
+model = "path/to/model"
 [serve]                        # flags of every server, in vLLM's names
 max-model-len = 512
 [[sweep]]                      # lists are crossed; a second table is a second grid
@@ -91,15 +91,13 @@ class _Table(BaseModel):
 
 
 class TargetTable(_Table):
-    """[target]: who serves.
+    """[target]: what headrace's own server serves, and how long it may be silent.
 
-    launcher         "headrace": this package's own engine, started once a run
     model            a directory or a name; left out: the built-in demonstration model
     ready_timeout_s  how long a server may take until it answers /health
     frozen_after_s   a running server that leaves /health unanswered for so long is ended as frozen
     """
 
-    launcher: Literal["headrace"] = "headrace"
     model: Annotated[str, Field(min_length=1)] | None = None
     ready_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     frozen_after_s: Annotated[float, Field(gt=0)] = 120.0

@@ -30,7 +30,7 @@ def sentence(text: str) -> str:
         (HEAD + "[run]\nrepeats = 0", "p.toml: [run] repeats must be at least 1, not 0"),
         (HEAD + '[run]\nrepeats = "3"', "p.toml: [run] repeats must be a whole number, not '3'"),
         (HEAD + '[run]\norder = "random"', "p.toml: [run] order must be one of 'shuffled', 'listed', not 'random'"),
-        (HEAD + '[target]\nlauncher = "vllm"', "p.toml: [target] launcher must be one of 'headrace', not 'vllm'"),
+        (HEAD + '[target]\nlauncher = "vllm"', "p.toml: [target] has no key 'launcher'"),
         (HEAD + "[target]\nready-timeout-s = 0", "p.toml: [target] ready-timeout-s must be above 0"),
         (
             HEAD + "[serve]\nmax_model_len = 5",
