@@ -12,11 +12,12 @@ from typing import Any
 
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import allowance
-from headrace.lab.findings.table import build, sample, why_invalid
+from headrace.lab.findings.table import Table, build, sample, why_invalid
 from headrace.lab.records.results import Cell, CellStatus, RunResult, Study
-from headrace.lab.report.text import count, flatten, joined_units, number, plain, show
+from headrace.lab.report.text import count, fact, flatten, joined_units, number, plain, show
 from headrace.lab.report.view import (
     ITL,
+    OUTPUT_RATE,
     ROLE_WORDS,
     TOTAL_RATE,
     TPOT,
@@ -44,14 +45,14 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
     not_counted: dict[str, list[RunResult]] = {}
     for name, run in table.not_counted:
         not_counted.setdefault(name, []).append(run)
-    # The budget where any cell states one, also where it does not vary; else what the findings take as the factor.
-    stated = any(_factor_value(cell, BUDGET) for cell in study.cells)
-    factor = BUDGET if stated else table.factor.key if table.factor is not None else ""
+    factor = _factor(table)
     cells = tuple(
         _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor, not_counted.get(cell.name, ()))
         for place, cell in enumerate(study.cells)
     )
     ranked = [(view, cell) for view, cell in zip(cells, study.cells, strict=True) if cell in table.same_load]
+    # What the headline ranks by: output throughput, or the total where a cell lacks it.
+    rate = OUTPUT_RATE if all(OUTPUT_RATE.key in view.values for view, _ in ranked) else TOTAL_RATE
     anchors: dict[str, str] = {}
     for cell in cells:
         anchors.setdefault(cell.name, cell.anchor)
@@ -67,8 +68,8 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         factor=plain(factor, 80),
         cells=cells,
         findings=tuple(_finding_view(finding, anchors) for finding in findings),
-        best=tuple(best for metric in (TOTAL_RATE, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, ranked))),
-        facts=tuple((plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
+        best=tuple(best for metric in (rate, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, ranked))),
+        facts=tuple(fact(plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
     )
 
 
@@ -104,6 +105,14 @@ def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str, not_counted:
         sources=tuple(plain(run.source, 400) for run in cell.runs),
         n_runs=len(cell.runs),
     )
+
+
+def _factor(table: Table) -> str:
+    """What the findings take as the factor; where nothing varies, the budget if a cell that may be compared (or,
+    without any such cell, any cell) states one."""
+    if table.factor is not None:
+        return table.factor.key
+    return BUDGET if any(_factor_value(cell, BUDGET) for cell in table.cells or table.study.cells) else ""
 
 
 def _factor_value(cell: Cell, factor: str) -> float | None:

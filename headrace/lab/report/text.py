@@ -55,8 +55,9 @@ def with_unit(value: float, unit: str) -> str:
 
 
 def percent(share: float) -> str:
-    """0.04 -> `4 %`, 0.0123 -> `1.2 %`."""
-    return f"{100 * share:.2g}\u00a0%"
+    """0.04 -> `4 %`, 0.0123 -> `1.2 %`, 1.54 -> `154 %`."""
+    value = 100 * share
+    return f"{value:.0f}\u00a0%" if abs(value) >= 9.95 else f"{value:.1f}".removesuffix(".0") + "\u00a0%"
 
 
 def show(value: Any) -> str:
@@ -72,6 +73,21 @@ def show(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(show(item) for item in value)
     return str(value)
+
+
+def fact(name: str, text: str) -> tuple[str, str]:
+    """A fact for reading: `memory_bytes`, 25276510208 -> `memory`, 23.5 GiB."""
+    if name.endswith("_bytes") and text.isascii() and text.isdigit() and len(text) <= 18:
+        return name.removesuffix("_bytes"), gibibytes(int(text))
+    return name, text
+
+
+def gibibytes(size: int) -> str:
+    """25276510208 -> `23.5 GiB`, 5242880 -> `5 MiB`."""
+    unit, scale = next(
+        (pair for pair in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if size >= pair[1]), ("bytes", 1)
+    )
+    return f"{size / scale:.1f}".removesuffix(".0") + f"\u00a0{unit}"
 
 
 def joined_units(text: str) -> str:

@@ -183,7 +183,7 @@ class Best:
     @property
     def basis(self) -> str:
         """Where the allowance comes from."""
-        return "single runs" if self.value.n == 1 else "95 %, from repeats"
+        return "single runs" if self.value.n == 1 else "95\u00a0% interval, from repeats"
 
 
 @dataclass(frozen=True, slots=True)

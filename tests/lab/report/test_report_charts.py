@@ -139,6 +139,17 @@ def test_a_rate_sweep_has_the_rate_on_the_axis_and_inf_beyond_it() -> None:
     assert axis.labels == ("0.5", "2", "inf")
 
 
+def test_one_cell_left_out_that_states_a_budget_does_not_make_it_the_axis() -> None:
+    rates = [
+        Cell(f"rate-{rate}", known, runs=(RunResult(f"r{rate}", known, figures_()),))
+        for rate in (1, 2, 4)
+        if (known := {"model": "demo", "request_rate": rate})
+    ]
+    known = {"model": "demo", "request_rate": 8, "max_num_batched_tokens": 512}
+    short = Cell("short", known, CellStatus.DEGRADED, (RunResult("s", known, figures_()),), None, "half served")
+    assert panels(study(*rates, short))["duration"].x.labels == ("1", "2", "4", "8")
+
+
 def test_long_names_keep_their_ends_on_the_axis() -> None:
     cells = [Cell(f"a-very-long-common-start-{n}", {}, runs=(RunResult("r", {}, {"duration": 1.0}),)) for n in (1, 2)]
     assert panels(study(*cells))["duration"].x.labels == ("…ommon-start-1", "…ommon-start-2")

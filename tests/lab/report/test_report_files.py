@@ -104,7 +104,7 @@ def test_the_summary_stays_short_whatever_a_study_holds() -> None:
 
 def test_the_summary_says_what_is_best_tied_found_and_not_measured() -> None:
     text = "\n".join(line for line, _ in summary_lines([study_view(campaign(3), [FINDING])], Path("r.html")))
-    assert "best Total throughput: on-512" in text and "tied within" in text
+    assert "best Output throughput: on-512" in text and "tied within" in text
     assert "Duration falls until 512" in text
     assert "illegal: off-64 (R1)" in text and "failed: on-64 (the server stopped" in text
 

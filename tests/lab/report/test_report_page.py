@@ -11,10 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from report_worlds import FINDING, campaign, measured, study
 
+from headrace.lab.findings import explain
 from headrace.lab.findings.finding import Finding
 from headrace.lab.records.results import Study
 from headrace.lab.report.data import study_view
 from headrace.lab.report.page import inert_json, page_html, plotly_script
+from headrace.lab.report.text import percent
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u2028 & \"'"
 
@@ -145,6 +147,18 @@ def test_studies_beside_have_the_same_dashboards_and_one_chart_script() -> None:
 def test_single_runs_and_repeats_are_told_apart() -> None:
     assert "single run a cell" in page(campaign(1))
     assert "n = 3 runs a cell; bar: lowest to highest" in page(campaign(3))
+
+
+def test_the_best_table_ranks_by_what_the_headline_ranks() -> None:
+    read = Elements(page(campaign(3), *explain(campaign(3))))
+    table = read.text[read.text.index("tied with it") :]
+    assert table.startswith("tied with itOutput throughput") and "Total throughput" not in table[:400]
+    assert re.search(r"within [\d.]+\u00a0% \(95\u00a0% interval, from repeats\)", table)
+
+
+def test_figures_are_for_people() -> None:
+    assert [percent(share) for share in (0.04, 0.0123, 1.54)] == ["4\u00a0%", "1.2\u00a0%", "154\u00a0%"]
+    assert "23.5\u00a0GiB" in page(study(measured(64), memory_bytes=25276510208))
 
 
 def test_an_empty_study_still_gives_a_page() -> None:
