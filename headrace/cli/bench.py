@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from headrace import exit_codes
+from headrace.cli.bench_flags import FOREIGN
+from headrace.cli.spelling import set_apart
 from headrace.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
@@ -44,13 +46,9 @@ _Flag = Parameter(negative=())
 
 
 def prepare(argv: list[str]) -> list[str]:
-    """Accept `bench serve ...` and flags with underscores, as vLLM does."""
-    tokens = argv[1:] if argv[:1] == ["serve"] else list(argv)
-    for i, token in enumerate(tokens):
-        if token.startswith("--"):
-            name, equals, value = token.partition("=")
-            tokens[i] = name.replace("_", "-") + equals + value
-    return tokens
+    """Accept `bench serve ...`, flags with underscores, and vLLM's flags that mean nothing here."""
+    tokens, accepted = set_apart(argv[1:] if argv[:1] == ["serve"] else argv, FOREIGN)
+    return tokens + [f"--accepted-flag={line}" for line in accepted]
 
 
 @app.default
@@ -70,6 +68,9 @@ def bench(
     num_prompts: int = 1000,
     request_rate: float = math.inf,
     burstiness: float = 1.0,
+    ramp_up_strategy: str | None = None,
+    ramp_up_start_rps: float | None = None,
+    ramp_up_end_rps: float | None = None,
     arrival_rescale: Annotated[bool, _Flag] = False,
     max_concurrency: int | None = None,
     seed: int = 0,
@@ -77,7 +78,10 @@ def bench(
     random_input_len: int = 1024,
     random_output_len: int = 128,
     random_range_ratio: float = 0.0,
+    random_prefix_len: int = 0,
     sharegpt_output_len: int | None = None,
+    input_len: int | None = None,
+    output_len: int | None = None,
     ignore_eos: bool | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -106,7 +110,7 @@ def bench(
     dialect: str = "vllm",
     out: str | None = None,
     disable_tqdm: Annotated[bool, _Flag] = False,
-    trust_remote_code: Annotated[bool, _Flag] = False,
+    accepted_flag: Annotated[list[str] | None, Parameter(show=False)] = None,
 ) -> int:
     """Send a workload to a server and print what came of it, as `vllm bench serve` prints it.
 
@@ -143,6 +147,12 @@ def bench(
         Requests per second; inf sends all at once, or with --max-concurrency as fast as answers come.
     burstiness
         Shape of the gaps' gamma distribution: 1 is Poisson, below 1 burstier, inf constant.
+    ramp_up_strategy
+        linear or exponential: raise the rate during the run (--request-rate stays inf).
+    ramp_up_start_rps
+        Requests per second at the first request of a ramp.
+    ramp_up_end_rps
+        And at the last.
     arrival_rescale
         Stretch the schedule to end at num-prompts / request-rate, as vLLM does (no longer Poisson).
     max_concurrency
@@ -157,6 +167,12 @@ def bench(
         Answer tokens (random).
     random_range_ratio
         Lengths vary by this share of themselves (random).
+    random_prefix_len
+        Tokens that all prompts begin with, on top of their length (random).
+    input_len
+        The same as --random-input-len.
+    output_len
+        The same as --random-output-len, or --sharegpt-output-len with sharegpt.
     sharegpt_output_len
         Answer tokens, in place of the file's.
     ignore_eos
@@ -215,8 +231,6 @@ def bench(
         A new directory for the run's raw records, every time stamp kept.
     disable_tqdm
         No progress.
-    trust_remote_code
-        Accepted; the client never runs a model's code.
     """
     from headrace.lab.client.control import request_headers, served_models
     from headrace.lab.http import base_of
@@ -239,6 +253,14 @@ def bench(
         dataset_path = dataset
     if dataset_name is None:
         dataset_name = "sharegpt" if dataset_path is not None else "conversation"
+    if input_len is not None:
+        random_input_len = _general_length("--input-len", input_len, dataset_name, ("random",))
+    if output_len is not None:
+        _general_length("--output-len", output_len, dataset_name, ("random", "sharegpt"))
+        if dataset_name == "random":
+            random_output_len = output_len
+        else:
+            sharegpt_output_len = output_len
     options = {
         "top_p": top_p,
         "top_k": top_k,
@@ -256,6 +278,9 @@ def bench(
         scale=scale,
         request_rate=request_rate,
         burstiness=burstiness,
+        ramp_up_strategy=ramp_up_strategy,
+        ramp_up_start_rps=ramp_up_start_rps,
+        ramp_up_end_rps=ramp_up_end_rps,
         arrival_rescale=arrival_rescale,
         max_concurrency=max_concurrency,
         ignore_eos=ignore_eos,
@@ -267,6 +292,7 @@ def bench(
         random_input_len=random_input_len,
         random_output_len=random_output_len,
         random_range_ratio=random_range_ratio,
+        random_prefix_len=random_prefix_len,
         sharegpt_output_len=sharegpt_output_len,
         extra_body={key: value for key, value in options.items() if value is not None} | _json_object(extra_body),
         headers=_pairs("--header", header),
@@ -292,11 +318,14 @@ def bench(
         request_rate=request_rate,
         burstiness=burstiness,
         max_concurrency=max_concurrency,
+        ramp_up=spec.ramp_up,
         label=label,
         metadata=extra_keys,
         metrics=metrics,
         percentiles=percentiles,
     )
+    for line in accepted_flag or ():
+        print(f"note: {line}", file=sys.stderr)
     run = _measure(
         url,
         spec,
@@ -353,7 +382,11 @@ def _measure(
         print("Starting profiler...")
         profiler(url, headers, "start")
     print("Starting main benchmark run...")
-    print(f"Traffic request rate: {spec.request_rate}")
+    if spec.ramp_up_strategy is None:
+        print(f"Traffic request rate: {spec.request_rate}")
+    else:
+        print(f"Traffic ramp-up strategy: {spec.ramp_up_strategy}.")
+        print(f"Will increase RPS from {spec.ramp_up_start_rps:g} to {spec.ramp_up_end_rps:g} RPS.")
     process = "Poisson process" if spec.burstiness == 1.0 else "Gamma distribution"
     print(f"Burstiness factor: {spec.burstiness} ({process})")
     print(f"Maximum request concurrency: {spec.max_concurrency}", flush=True)
@@ -463,6 +496,12 @@ def _check_targets(out: str | None, result_dir: str | None) -> None:
     for flag, name in (("--out", out), ("--result-dir", result_dir)):
         if name is not None and Path(name).exists() and not Path(name).is_dir():
             raise ConfigError(f"{flag}: {name} is a file, not a directory")
+
+
+def _general_length(flag: str, value: int, dataset: str, fitting: tuple[str, ...]) -> int:
+    if dataset not in fitting:
+        raise ConfigError(f"{flag} is for --dataset-name {' or '.join(fitting)}, not {dataset}")
+    return value
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

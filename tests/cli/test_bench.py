@@ -66,6 +66,29 @@ def test_the_published_client_command(server: ScriptedServer, tmp_path: Path) ->
         assert "ignore_eos" not in body and "temperature" not in body
 
 
+def test_a_ramp_a_prefix_and_vllms_other_flags(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset-name", "random", "--input-len", "8", "--output-len", "2", "--random-prefix-len", "5"]
+    arguments += ["--num-prompts", "6", "--disable-tqdm", "--ramp-up-strategy", "linear", "--ramp-up-start-rps", "50"]
+    arguments += ["--ramp_up_end_rps=100", "--burstiness", "inf", "--save-result", "--result-dir", str(tmp_path)]
+    arguments += ["--trust-remote-code", "--request-id-prefix", "mine-", "--plot-timeline", "false", "--best_of=1"]
+    assert run(["bench", "--base-url", server.url, *arguments]) == 0
+    prompts = [body["prompt"] for body in server.completions()]
+    assert len({tuple(prompt[:5]) for prompt in prompts}) == 1 and len({tuple(prompt) for prompt in prompts}) == 6
+    assert {(len(body["prompt"]), body["max_tokens"]) for body in server.completions()} == {(13, 2)}
+    out, err = capsys.readouterr()
+    assert "Traffic ramp-up strategy: linear.\nWill increase RPS from 50 to 100 RPS" in out
+    assert "note: --request-id-prefix mine-: accepted, no effect" in err and err.count("accepted, no effect") == 4
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("openai-ramp-up-linear-50qps-100qps-tiny-")
+    result = json.loads(path.read_text())
+    names = list(result)
+    place = names.index("max_concurrency")
+    assert names[place + 1 : place + 4] == ["ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps"]
+    assert result["request_rate"] == "inf" and result["ramp_up_end_rps"] == 100
+
+
 def test_sampling_options_headers_and_extra_body_reach_the_server(server: ScriptedServer) -> None:
     options = ["--temperature", "0", "--top-k", "5", "--no-ignore-eos", "--header", "X-A=1", "X-B=2"]
     assert bench(server, *options, "--extra-body", '{"min_tokens": 2}') == 0
@@ -227,6 +250,17 @@ def test_a_result_that_cannot_be_written_is_shown_all_the_same(
         (["--base-url", "http://local host:80"], "must be like http://127.0.0.1:8000"),
         (["--base-url", "http://[::1"], "[::1"),
         (["--base-url", f"http://{'a' * 70}.test:80"], "is not an address"),
+        (["--ramp-up-strategy", "linear"], "ramp_up_start_rps must be a number above 0"),
+        (["--ramp-up-start-rps", "1"], "needs a ramp_up_strategy: linear or exponential"),
+        (["--ramp-up-strategy", "steps"], "ramp_up_strategy must be one of linear, exponential"),
+        (
+            ["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "1", "--ramp-up-end-rps", "2", "--request-rate=3"],
+            "request_rate must be inf with a ramp",
+        ),
+        (["--input-len", "8"], "--input-len is for --dataset-name random, not conversation"),
+        (["--plot-timeline"], "--plot-timeline is not supported: one run is not drawn"),
+        (["--tokenizer-mode", "mistral"], "use auto, hf, or leave it out"),
+        (["--hf-split"], "--hf-split needs a value"),
         (["--port", "99999"], "--port must be from 1 to 65535"),
         (["--port=-5"], "--port must be from 1 to 65535"),
         (["--port", "-5"], "--port must be from 1 to 65535"),

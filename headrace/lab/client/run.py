@@ -248,6 +248,7 @@ def _settings(spec: WorkloadSpec, model: str, extra: Mapping[str, Any]) -> dict[
         "seed": spec.seed,
         "backend": "openai-chat" if spec.endpoint == "chat" else "openai",
     }
+    known |= spec.ramp_up
     if spec.max_concurrency is not None:
         known["max_concurrency"] = spec.max_concurrency
     return {**known, **extra}

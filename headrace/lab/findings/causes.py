@@ -92,7 +92,8 @@ def queueing(table: Table, chosen: Cell | None) -> list[Finding]:
     told = next((flow for flow in waiting if chosen is not None and flow.cell.name == chosen.name), waiting[0])
     name, rate = told.cell.name, told.cell.settings.get("request_rate")
     limit = told.cell.settings.get("max_num_seqs")
-    opening = "At request rate inf TTFT" if rate == "inf" else "TTFT"
+    at_once = rate == "inf" and "ramp_up_strategy" not in told.cell.settings
+    opening = "At request rate inf TTFT" if at_once else "TTFT"
     spent = number(told.ttft_s + told.decode_s)
     claim = (
         f"{opening} is waiting in the queue, not prefill. In {name} {number(told.in_system)} requests are in the "

@@ -22,7 +22,8 @@ SAME_WORKLOAD = 0.02
 # No time in ms, count or rate of a serving benchmark lies outside; what does is a damaged file, and must not overflow.
 _SMALLEST, _LARGEST = 1e-9, 1e15
 # How much was asked of the server, and how: another value is another experiment, not another setting.
-_LOAD = ("request_rate", "burstiness", "max_concurrency")
+RAMP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
+_LOAD = ("request_rate", *RAMP, "burstiness", "max_concurrency")
 # What was asked, and of which model.
 _WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
 STRANGER = "another workload or another model"

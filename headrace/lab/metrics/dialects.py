@@ -26,7 +26,8 @@ _DETAILS = ("input_lens", "output_lens", "start_times", "ttfts", "itls", "genera
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """What the block and the file say about the client.  `metadata` pairs become keys of the file."""
+    """What the block and the file say about the client.  `metadata` pairs become keys of the file, and so do the
+    three keys of `ramp_up`, where there is one."""
 
     backend: str
     model_id: str
@@ -35,6 +36,7 @@ class BenchSettings:
     request_rate: float = math.inf
     burstiness: float = 1.0
     max_concurrency: int | None = None
+    ramp_up: Mapping[str, str | float] = field(default_factory=dict)
     label: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("ttft", "tpot", "itl")
@@ -99,6 +101,7 @@ def result_json(
         "request_rate": settings.request_rate if math.isfinite(settings.request_rate) else "inf",
         "burstiness": settings.burstiness if math.isfinite(settings.burstiness) else "inf",
         "max_concurrency": settings.max_concurrency,
+        **settings.ramp_up,
         "duration": metrics.duration_s,
         "completed": metrics.completed,
     }
@@ -144,8 +147,12 @@ def result_json(
 
 
 def result_file_name(settings: BenchSettings, date: datetime) -> str:
-    """`{label or backend}-{rate}qps[-concurrency{N}]-{model's last part}-{date}.json`"""
-    rate = settings.request_rate if math.isfinite(settings.request_rate) else "inf"
+    """`{label or backend}-{rate}qps[-concurrency{N}]-{model's last part}-{date}.json`; on a ramp the rate is
+    `ramp-up-{strategy}-{start}qps-{end}`."""
+    rate = str(settings.request_rate) if math.isfinite(settings.request_rate) else "inf"
+    if settings.ramp_up:
+        ends = (f"{settings.ramp_up[f'ramp_up_{end}_rps']:g}" for end in ("start", "end"))
+        rate = f"ramp-up-{settings.ramp_up['ramp_up_strategy']}-{'qps-'.join(ends)}"
     limit = f"-concurrency{settings.max_concurrency}" if settings.max_concurrency is not None else ""
     model = settings.model_id.rstrip("/").split("/")[-1]
     label = settings.label or settings.backend

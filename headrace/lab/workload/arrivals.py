@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.lab.workload.spec import WorkloadSpec
 
@@ -21,21 +22,32 @@ NS = 1_000_000_000
 def arrival_schedule(spec: WorkloadSpec) -> tuple[int, ...]:
     """Nanoseconds from the start of the run at which request i is due, in order; all 0 at an infinite rate.
 
+    On a ramp the rate of request i lies between start s and end e: s + (e - s) i / (n - 1), or s (e / s)^(i / (n - 1)).
+
     The first request waits its own gap, as in vLLM's client.
     """
     n, rate = spec.num_prompts, spec.request_rate
-    if math.isinf(rate):
+    rates = np.full(n, rate) if spec.ramp_up_strategy is None else _ramp(spec)
+    if np.isinf(rates).all():
         return (0,) * n
     if math.isinf(spec.burstiness):
-        gaps = np.full(n, 1 / rate)
+        gaps = 1 / rates
     else:
         # Its own stream: drawing another dataset must not move the arrivals.
         rng = np.random.default_rng([spec.seed, 0xA221])
-        gaps = rng.gamma(shape=spec.burstiness, scale=1 / (rate * spec.burstiness), size=n)
+        gaps = rng.gamma(shape=spec.burstiness, scale=1 / (rates * spec.burstiness), size=n)
     due_s = np.cumsum(gaps)
     if spec.arrival_rescale and due_s[-1] > 0:
         due_s *= (n / rate) / due_s[-1]
     return tuple(int(t) for t in np.rint(due_s * NS))
+
+
+def _ramp(spec: WorkloadSpec) -> NDArray[np.float64]:
+    """Requests per second at each request: shape [num_prompts]."""
+    start, end = spec.ramp_up_start_rps, spec.ramp_up_end_rps
+    assert start is not None and end is not None
+    way = np.arange(spec.num_prompts) / max(spec.num_prompts - 1, 1)
+    return start + (end - start) * way if spec.ramp_up_strategy == "linear" else start * (end / start) ** way
 
 
 @dataclass(frozen=True, slots=True)

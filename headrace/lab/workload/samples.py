@@ -58,7 +58,8 @@ def build_workload(spec: WorkloadSpec, tokenizer: TextTokenizer) -> Workload:
         samples = _sharegpt(spec, tokenizer)
     else:
         lengths = _conversation(spec) if spec.dataset_name == "conversation" else _random(spec)
-        samples = _synthetic(spec, lengths, tokenizer, salt="measured")
+        prefix = _scaled(spec.random_prefix_len, spec.scale) if spec.random_prefix_len else 0
+        samples = _synthetic(spec, lengths, tokenizer, salt="measured", prefix_tokens=prefix)
     return Workload(
         samples=tuple(samples),
         warmup=_warmup(spec, samples, tokenizer),
@@ -89,18 +90,33 @@ def _random(spec: WorkloadSpec) -> list[tuple[int, int]]:
 
 
 def _synthetic(
-    spec: WorkloadSpec, lengths: list[tuple[int, int]], tokenizer: TextTokenizer, *, salt: str
+    spec: WorkloadSpec,
+    lengths: list[tuple[int, int]],
+    tokenizer: TextTokenizer,
+    *,
+    salt: str,
+    prefix_tokens: int = 0,
 ) -> list[Sample]:
-    """Prompts of token ids for completions (exact), of text for chat (exact where the tokenizer allows)."""
+    """Prompts of token ids for completions (exact), of text for chat (exact where the tokenizer allows).
+
+    All begin with the same `prefix_tokens` tokens, which come on top of the lengths.
+    """
     maker = PromptMaker(tokenizer)
+    shared = random.Random(f"prefix {spec.seed}")
+    prefix_ids = maker.ids(shared, prefix_tokens)
+    prefix_text = maker.text(shared, prefix_tokens)[0] if prefix_tokens and spec.endpoint == "chat" else ""
     samples = []
     for index, (prompt_tokens, max_tokens) in enumerate(lengths):
         rng = random.Random(f"{salt} {spec.seed} {index}")
         if spec.endpoint == "chat":
             text, count = maker.text(rng, prompt_tokens)
+            if prefix_text:
+                text = f"{prefix_text} {text}"
+                count = len(tokenizer.encode(text, special=False))
             samples.append(Sample(index, text, count, max_tokens))
         else:
-            samples.append(Sample(index, maker.ids(rng, prompt_tokens), prompt_tokens, max_tokens))
+            ids = prefix_ids + maker.ids(rng, prompt_tokens)
+            samples.append(Sample(index, ids, len(ids), max_tokens))
     return samples
 
 

@@ -13,6 +13,7 @@ from headrace.errors import ConfigError
 
 DATASETS = ("conversation", "random", "sharegpt")
 ENDPOINTS = ("completions", "chat")
+RAMPS = ("linear", "exponential")
 
 # What vLLM's client waits before it gives a request up.
 DEFAULT_TIMEOUT_S = 6 * 3600.0
@@ -29,6 +30,8 @@ class WorkloadSpec:
     scale            multiplies prompt and output lengths (minimum 4 tokens each); conversation and random only
     request_rate     requests per second; math.inf sends all at once (with `max_concurrency`: a closed loop)
     burstiness       shape of the gamma distribution of the gaps: 1 is Poisson, below 1 burstier, math.inf constant
+    ramp_up_strategy linear or exponential: from `ramp_up_start_rps` for the first request to `ramp_up_end_rps` for the
+                     last; `request_rate` stays inf then
     arrival_rescale  stretch the schedule so that the last request lands on num_prompts / request_rate, as vLLM does;
                      the number of arrivals is then no longer Poisson
     max_concurrency  the client's own limit of requests in flight
@@ -49,6 +52,9 @@ class WorkloadSpec:
     scale: float = 1.0
     request_rate: float = math.inf
     burstiness: float = 1.0
+    ramp_up_strategy: str | None = None
+    ramp_up_start_rps: float | None = None
+    ramp_up_end_rps: float | None = None
     arrival_rescale: bool = False
     max_concurrency: int | None = None
     ignore_eos: bool | None = None
@@ -60,6 +66,7 @@ class WorkloadSpec:
     random_input_len: int = 1024
     random_output_len: int = 128
     random_range_ratio: float = 0.0
+    random_prefix_len: int = 0
     sharegpt_output_len: int | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -73,13 +80,14 @@ class WorkloadSpec:
         for key in ("max_concurrency", "sharegpt_output_len"):
             if getattr(self, key) is not None:
                 _check(key, getattr(self, key), int, lambda v: v >= 1, "a whole number of at least 1")
-        for key in ("seed", "warmup_requests"):
+        for key in ("seed", "warmup_requests", "random_prefix_len"):
             _check(key, getattr(self, key), int, lambda v: v >= 0, "a whole number of at least 0")
         for key in ("request_rate", "burstiness"):
             _check(key, getattr(self, key), float, lambda v: v > 0, "a number above 0, or inf")
         for key in ("scale", "timeout_s"):
             _check(key, getattr(self, key), float, lambda v: 0 < v < math.inf, "a number above 0")
         _check("random_range_ratio", self.random_range_ratio, float, lambda v: 0 <= v < 1, "a number in [0, 1)")
+        self._check_ramp()
         if self.temperature is not None:
             _check("temperature", self.temperature, float, lambda v: 0 <= v < math.inf, "a number of at least 0")
         if self.dataset_name == "sharegpt" and not self.dataset_path:
@@ -91,6 +99,22 @@ class WorkloadSpec:
         if self.dataset_name != "sharegpt" and self.dataset_path:
             raise ConfigError(f"dataset_path is only for the dataset sharegpt, not {self.dataset_name}")
 
+    def _check_ramp(self) -> None:
+        ends = ("ramp_up_start_rps", "ramp_up_end_rps")
+        if self.ramp_up_strategy is None:
+            if stray := [key for key in ends if getattr(self, key) is not None]:
+                raise ConfigError(f"{stray[0]} needs a ramp_up_strategy: {' or '.join(RAMPS)}")
+            return
+        _one_of("ramp_up_strategy", self.ramp_up_strategy, RAMPS)
+        for key in ends:
+            _check(key, getattr(self, key), float, lambda v: 0 < v < math.inf, "a number above 0 with a ramp")
+        if (self.ramp_up_start_rps or 0) > (self.ramp_up_end_rps or 0):
+            raise ConfigError("ramp_up_start_rps must not be above ramp_up_end_rps")
+        if not math.isinf(self.request_rate):
+            raise ConfigError("request_rate must be inf with a ramp: the ramp says how many requests a second")
+        if self.arrival_rescale:
+            raise ConfigError("arrival_rescale does not apply to a ramp")
+
     @property
     def force_lengths(self) -> bool:
         """Whether requests carry `ignore_eos`, after the dataset's default."""
@@ -99,7 +123,14 @@ class WorkloadSpec:
     @property
     def closed_loop(self) -> bool:
         """A fixed number of users who each wait for their answer; its tails are not comparable with an open loop's."""
-        return math.isinf(self.request_rate) and self.max_concurrency is not None
+        at_once = math.isinf(self.request_rate) and self.ramp_up_strategy is None
+        return at_once and self.max_concurrency is not None
+
+    @property
+    def ramp_up(self) -> dict[str, Any]:
+        """The ramp by its keys; empty without one."""
+        keys = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
+        return {} if self.ramp_up_strategy is None else {key: getattr(self, key) for key in keys}
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], *, where: str = "workload") -> WorkloadSpec:
@@ -128,6 +159,10 @@ class WorkloadSpec:
         """JSON-ready values, read back by `from_mapping`.  Headers stay out: they may hold a key."""
         data = asdict(self)
         del data["headers"]
+        # What is not asked for is not said, so that older declarations keep their digest.
+        for key in ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "random_prefix_len"):
+            if not data[key]:
+                del data[key]
         for key in ("request_rate", "burstiness"):
             if math.isinf(data[key]):
                 data[key] = "inf"

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from headrace.errors import ConfigError
 from headrace.lab.workload.arrivals import NS, arrival_schedule, audit_arrivals
 from headrace.lab.workload.spec import WorkloadSpec
 
@@ -53,3 +54,42 @@ def test_too_few_times_give_no_audit() -> None:
     assert audit_arrivals([5]).rate_rps is None
     assert audit_arrivals([0, 0, 0]).rate_rps is None
     assert audit_arrivals([NS, 2 * NS]).index_of_dispersion is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rates"), [("linear", [2.0, 4.0, 6.0, 8.0]), ("exponential", [1.0, 2.0, 4.0, 8.0])]
+)
+def test_a_ramp_raises_the_rate_from_request_to_request(strategy: str, rates: list[float]) -> None:
+    ramp = {"ramp_up_strategy": strategy, "ramp_up_start_rps": rates[0], "ramp_up_end_rps": rates[-1]}
+    due = schedule(request_rate=math.inf, num_prompts=4, burstiness=math.inf, **ramp)
+    gaps = [after - before for before, after in zip((0, *due), due, strict=False)]
+    assert gaps == pytest.approx([NS / rate for rate in rates], abs=1)
+
+
+def test_a_ramp_with_poisson_gaps_takes_the_time_that_its_rates_imply() -> None:
+    ramp = {"ramp_up_strategy": "linear", "ramp_up_start_rps": 10.0, "ramp_up_end_rps": 30.0}
+    due = schedule(request_rate=math.inf, **ramp)
+    assert due[-1] / NS == pytest.approx(4000 * math.log(3) / 20, rel=0.05)  # the mean of 1/r over 10 to 30
+    assert audit_arrivals(due).gap_cv == pytest.approx(1.05, abs=0.15)
+
+
+def test_a_ramp_is_an_open_loop_even_with_a_limit_and_its_digest_is_its_own() -> None:
+    ramp = WorkloadSpec(max_concurrency=4, ramp_up_strategy="linear", ramp_up_start_rps=1.0, ramp_up_end_rps=2.0)
+    assert not ramp.closed_loop and WorkloadSpec(max_concurrency=4).closed_loop
+    assert WorkloadSpec.from_mapping(ramp.to_json()) == ramp
+    assert ramp.digest() != WorkloadSpec(max_concurrency=4).digest()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ramp_up_strategy": "linear"},
+        {"ramp_up_end_rps": 2.0},
+        {"ramp_up_strategy": "linear", "ramp_up_start_rps": 2.0, "ramp_up_end_rps": 1.0},
+        {"ramp_up_strategy": "linear", "ramp_up_start_rps": 0.0, "ramp_up_end_rps": 1.0},
+        {"ramp_up_strategy": "linear", "ramp_up_start_rps": 1.0, "ramp_up_end_rps": 2.0, "request_rate": 3.0},
+    ],
+)
+def test_a_ramp_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"ramp|request_rate"):
+        WorkloadSpec(**wrong)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ CHUNKED = "enable_chunked_prefill"
 _IDENTITY = (
     "model", "version", "backend", "dataset", "random_input_len", "random_output_len", "policy", CHUNKED, BUDGET,
     "max_num_seqs", "max_model_len", "enable_prefix_caching", "tensor_parallel_size", "quantization", "dtype",
-    "gpu_memory_utilization", "enforce_eager", "num_prompts", "request_rate", "burstiness", "max_concurrency",
-    "profile",
+    "gpu_memory_utilization", "enforce_eager", "num_prompts", "request_rate", "ramp_up_strategy",
+    "ramp_up_start_rps", "ramp_up_end_rps", "burstiness", "max_concurrency", "profile",
 )  # fmt: skip
 _SHORT = {
     "request_rate": "rate", "max_concurrency": "concurrency", "num_prompts": "prompts", "max_num_seqs": "seqs",

@@ -29,6 +29,8 @@ KINDS: dict[str, type] = {
     "repeat": int,
     "gpu_memory_utilization": float,
     "request_rate": float,
+    "ramp_up_start_rps": float,
+    "ramp_up_end_rps": float,
     "burstiness": float,
     "enable_chunked_prefill": bool,
     "enable_prefix_caching": bool,
