@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from headrace.cli.spelling import bind_dash
+
 if TYPE_CHECKING:
     from headrace.lab.records.results import Study
 
@@ -17,16 +19,12 @@ app = App(name="headrace report", help="Write a campaign's report: one HTML file
 
 def prepare(argv: Sequence[str]) -> list[str]:
     """Accept a bare `--open` for `--open yes`, and `--json -`, whose dash reads as an option otherwise."""
-    tokens: list[str] = []
-    for index, token in enumerate(argv):
-        follower = argv[index + 1] if index + 1 < len(argv) else "-"
-        if token == "--open" and follower.startswith("-"):
-            tokens.append("--open=yes")
-        elif token == "-" and tokens[-1:] == ["--json"]:
-            tokens[-1] = "--json=-"
-        else:
-            tokens.append(token)
-    return tokens
+    tokens = bind_dash(argv, "--json")
+    followers = [*tokens[1:], "-"]
+    return [
+        "--open=yes" if token == "--open" and follower.startswith("-") else token
+        for token, follower in zip(tokens, followers, strict=True)
+    ]
 
 
 @app.default
@@ -46,7 +44,7 @@ def report(
 ) -> None:
     """Write a campaign's report: one self-contained HTML file, its JSON twin, and a summary in the terminal."""
     # Imported here so that --help stays fast.
-    from headrace.errors import ConfigError
+    from headrace.lab.files import write_where_asked
     from headrace.lab.findings import explain
     from headrace.lab.report import load_study, write_report
     from headrace.lab.report.summary import print_summary
@@ -57,10 +55,7 @@ def report(
     if json == "-":
         sys.stdout.write(paths.json.read_text(encoding="utf-8"))
     elif json is not None:
-        try:
-            Path(json).write_text(paths.json.read_text(encoding="utf-8"), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--json {json} cannot be written: {error.strerror or error}") from None
+        write_where_asked(Path(json), paths.json.read_text(encoding="utf-8"), what=f"--json {json}")
     print_summary(paths.views, paths.html, file=sys.stderr if json == "-" else None)
     if open == "yes":
         import webbrowser
