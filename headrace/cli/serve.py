@@ -35,7 +35,7 @@ _LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
 _ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SWITCHES = (
     *("--enable-chunked-prefill", "--enable-prefix-caching", "--enable-log-requests"),
-    *("--step-log-requests", "--startup-probe"),
+    *("--step-log-requests", "--startup-probe", "--enable-auto-tool-choice"),
 )
 _MANY = {"consume_multiple": True, "negative": ""}
 
@@ -65,6 +65,15 @@ def serve(
         str | None, _flag(MODEL, "auto (default): the model's own sampling defaults; vllm: none.")
     ] = None,
     chat_template: Annotated[str | None, _flag(MODEL, "Jinja file that replaces the model's own template.")] = None,
+    tool_call_parser: Annotated[
+        str | None, _flag(MODEL, "How the model writes tool calls: hermes or llama3_json (default: not parsed).")
+    ] = None,
+    enable_auto_tool_choice: Annotated[
+        bool | None, _flag(MODEL, "Let requests leave the choice of tools to the model; needs --tool-call-parser.")
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, _flag(MODEL, "Split <think> off chat answers: deepseek_r1 or qwen3 (default: not split).")
+    ] = None,
     max_num_batched_tokens: Annotated[
         str | None, _flag(SCHEDULING, "Tokens that one step may compute (default 2048).")
     ] = None,
@@ -165,13 +174,28 @@ def _server_options(given: dict[str, object]) -> ServerOptions:
         log_level="debug" if level == "trace" else level,
         log_format=str(given["log_format"]),
         enable_log_requests=bool(given["enable_log_requests"]),
+        tool_call_parser=_parser("tool-call", given["tool_call_parser"]),
+        enable_auto_tool_choice=bool(given["enable_auto_tool_choice"]),
+        reasoning_parser=_parser("reasoning", given["reasoning_parser"]),
     )
+    if options.enable_auto_tool_choice and not options.tool_call_parser:
+        raise ConfigError("--enable-auto-tool-choice needs --tool-call-parser: hermes or llama3_json")
     if timeout is None:
         return options
     assert isinstance(timeout, float)
     if not 0 <= timeout < float("inf"):
         raise ConfigError(f"--shutdown-timeout {timeout:g} must be at least 0")
     return dataclasses.replace(options, shutdown_timeout_s=timeout)
+
+
+def _parser(kind: str, given: object) -> str:
+    """The name of a parser, or "" for none.  Raises ConfigError for one that does not exist."""
+    from headrace.server import reasoning, tools
+
+    known = tuple(tools.PARSERS if kind == "tool-call" else reasoning.PARSERS)
+    if given not in (None, "", *known):
+        raise ConfigError(f"--{kind}-parser {given!r} is not known; use {' or '.join(known)}")
+    return str(given or "")
 
 
 def _load(config: EngineConfig, reasons: Sequence[str], probe: bool) -> AsyncEngine:
@@ -226,6 +250,8 @@ def prepare(argv: Sequence[str]) -> list[str]:
             tokens.append(f"--accepted-flag={vllm_flags.accept(positive, value)}")
         elif equals:
             tokens.append(f"{name}={value}")
+        elif name == "--api-key" and (not rest or rest[0].startswith("--")):
+            raise ConfigError("--api-key needs a value")  # an empty $KEY must not start an open server
         elif rest and _is_number(rest[0]):
             tokens.append(f"{name}={rest.pop(0)}")  # else -1 would be read as a flag
         else:

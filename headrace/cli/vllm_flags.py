@@ -36,7 +36,6 @@ def _never(why: str, *, switch: bool = False) -> Foreign:
 
 
 _SPECULATION = _never("there is no speculative decoding")
-_TOOLS = "tool calls are not parsed"
 _LORA = _never("there are no LoRA adapters", switch=True)
 _TLS = _never("the server speaks plain HTTP; put a proxy in front of it for TLS")
 
@@ -95,14 +94,11 @@ FOREIGN: dict[str, Foreign] = {
     "--enable-lora": _LORA,
     "--lora-modules": _never("there are no LoRA adapters"),
     "--enable-prompt-adapter": _never("there are no prompt adapters", switch=True),
-    "--enable-auto-tool-choice": _never(_TOOLS, switch=True),
-    "--tool-call-parser": _never(_TOOLS),
-    "--reasoning-parser": _never("reasoning is not separated from the answer"),
-    "--enable-reasoning": _never("reasoning is not separated from the answer", switch=True),
-    "--guided-decoding-backend": Foreign(ANY, "there is no structured output; requests that ask for it are refused"),
-    "--structured-outputs-config": Foreign(ANY, "there is no structured output; requests that ask for it are refused"),
+    "--enable-reasoning": Foreign(ANY, "--reasoning-parser alone decides", True),
+    "--guided-decoding-backend": Foreign(ANY, "llguidance follows all grammars"),
+    "--structured-outputs-config": Foreign(ANY, "llguidance follows all grammars"),
     "--kv-transfer-config": _never("the KV cache is not shared between servers"),
-    "--return-tokens-as-token-ids": _never("tokens are shown as text", switch=True),
+    "--return-tokens-as-token-ids": _never("send `return_tokens_as_token_ids` with the requests", switch=True),
     "--enable-prompt-tokens-details": Foreign(ANY, "usage always tells the cached tokens", True),
     "--enable-force-include-usage": _never("usage is sent when `stream_options` asks for it", switch=True),
     # The server.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-
 GRAMMAR_FAILED = "the output's grammar is too complex: "
 """How the error of a sequence begins whose grammar could not be followed: the caller's fault, not the model's."""
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,8 +36,13 @@ class ChatTemplate:
         self._environment = _Environment()
         try:
             self._template = self._environment.from_string(text)
+            self._variables = frozenset(meta.find_undeclared_variables(self._environment.parse(text)))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ConfigError(f"the chat template is not valid Jinja: {error}") from None
+
+    def reads(self, variable: str) -> bool:
+        """Whether the template looks at a variable by that name."""
+        return variable in self._variables
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

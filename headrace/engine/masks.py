@@ -53,7 +53,9 @@ def mask(logits: Tensor, sequence: Sequence) -> None:
     """Apply the rules of one request to its row `[vocab]`, in place.  Raises GrammarFailure."""
     params = sequence.request.params
     if sequence.request.grammar is not None:
-        logits.masked_fill_(~_allowed_by_grammar(sequence), -torch.inf)
+        allowed = _allowed_by_grammar(sequence)
+        if allowed is not None:
+            logits.masked_fill_(~allowed, -torch.inf)
     if params.allowed_token_ids:
         _keep_only(logits, sequence, params)
     if params.bad_words_token_ids:
@@ -65,7 +67,7 @@ def mask(logits: Tensor, sequence: Sequence) -> None:
         logits[list(ids)] += torch.tensor(values)
 
 
-def _allowed_by_grammar(sequence: Sequence) -> Tensor:
+def _allowed_by_grammar(sequence: Sequence) -> Tensor | None:
     state = state_of(sequence)
     if state.matcher is None:
         grammar = sequence.request.grammar

@@ -41,16 +41,24 @@ class GrammarFailure(HeadraceError):
 class Matcher:
     """Follows one sequence through its grammar."""
 
-    def __init__(self, inner: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, inner: llguidance.LLMatcher, vocab_size: int, after: int | None = None) -> None:
         self._inner = inner
         self._vocab_size = vocab_size
+        self._after = after
         self._consumed = 0
 
-    def allowed(self, output: Sequence[int]) -> Tensor:
+    def allowed(self, output: Sequence[int]) -> Tensor | None:
         """Which tokens may follow `output`, bool `[vocab_size]`; end tokens only where the grammar may end.
 
-        `output` must begin with what was given last time: tokens are only ever added.  Raises GrammarFailure.
+        None while everything may follow.  `output` must begin with what was given last time: tokens are only ever
+        added.  Raises GrammarFailure.
         """
+        if self._after is not None:
+            news, self._consumed = output[self._consumed :], len(output)
+            if self._after not in news:
+                return None
+            self._consumed -= len(news) - 1 - list(news).index(self._after)
+            self._after = None
         try:
             for token in output[self._consumed :]:
                 self._inner.consume_token(token)
@@ -67,13 +75,18 @@ class Matcher:
 class Grammar:
     """One compiled grammar for one tokenizer; shared by all requests that ask for it."""
 
-    def __init__(self, compiled: llguidance.LLMatcher, vocab_size: int) -> None:
+    def __init__(self, compiled: llguidance.LLMatcher, vocab_size: int, after: int | None = None) -> None:
         self._compiled = compiled
         self._vocab_size = vocab_size
+        self._after = after
+
+    def behind(self, token_id: int) -> Grammar:
+        """The same grammar for what follows the first `token_id`; before it everything is free."""
+        return Grammar(self._compiled, self._vocab_size, token_id)
 
     def matcher(self) -> Matcher:
         """A matcher at the beginning of the text."""
-        return Matcher(self._compiled.deep_copy(), self._vocab_size)
+        return Matcher(self._compiled.deep_copy(), self._vocab_size, self._after)
 
 
 class GrammarCompiler:

@@ -100,19 +100,28 @@ class Tokenizer:
                 found.append(tuple(self.encode(text, add_special_tokens=False)))
         return tuple(dict.fromkeys(ids for ids in found if ids))
 
-    def grammar(self, kind: str, text: str) -> Grammar:
+    def grammar(self, kind: str, text: str, after: str = "") -> Grammar:
         """Compile what an output must follow (see `GrammarCompiler.compile`); may take seconds.
 
-        Raises InvalidRequest, whose text completes "this cannot be used: ...".
+        With `after`, everything up to the token with that text is free (reasoning).  Raises InvalidRequest.
         """
+        mark = self._hub.token_to_id(after) if after else None
+        if after and mark is None:
+            raise InvalidRequest(f"{after} is no token of this model, so it cannot be told where the answer begins")
         with self._lock:
             if self._grammars is None:
                 self._grammars = GrammarCompiler(self._hub.to_str(), self.vocab_size, self.eos_token_ids)
-        return self._grammars.compile(kind, text)
+        grammar = self._grammars.compile(kind, text)
+        return grammar if mark is None else grammar.behind(mark)
 
     @property
     def has_chat_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the chat template reads `tools`: else the model would never hear of them."""
+        return self._template is not None and self._template.reads("tools")
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

@@ -15,6 +15,7 @@ from headrace.errors import InvalidRequest
 from headrace.server.base_body import StrictBody
 from headrace.server.constraints import ConstraintFields
 from headrace.server.fields import known_fields
+from headrace.server.tool_bodies import MAX_CALLS, MAX_TOOLS, NamedChoice, Tool, ToolCall
 
 MAX_N = 128
 MAX_PROMPTS = 2048
@@ -65,9 +66,13 @@ class StreamOptions(StrictBody):
 
 
 class Message(StrictBody):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, WithJsonSchema(_TEXT_OR_PARTS_SCHEMA)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, WithJsonSchema(_TEXT_OR_PARTS_SCHEMA)] = None
     name: _Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
+    tool_call_id: _Name | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +97,24 @@ class Message(StrictBody):
             if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str) or len(part) != 2:
                 raise _refusal('only text parts are supported: {"type": "text", "text": "…"}')
         return "\n".join(part["text"] for part in value)
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise _refusal("only the assistant makes tool calls")
+        if self.content is None and not self.tool_calls:
+            raise _refusal("`content` of a message is missing")
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates read it."""
+        message = self.model_dump(include={"role", "name", "tool_call_id"}, exclude_none=True)
+        message["content"] = self.content or ""
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if reasoning := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = reasoning
+        return message
 
 
 class SamplingFields(ConstraintFields):
@@ -163,6 +186,14 @@ class ChatBody(SamplingFields):
     echo: Literal[False] = False
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
+    tools: Annotated[list[Tool], Field(default_factory=list, max_length=MAX_TOOLS)]
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool = True
+
+    @property
+    def is_constrained(self) -> bool:
+        return super().is_constrained or self.tool_choice == "required" or isinstance(self.tool_choice, NamedChoice)
 
 
 class TokenizeBody(StrictBody):
@@ -171,6 +202,7 @@ class TokenizeBody(StrictBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
+    tools: Annotated[list[Tool], Field(default_factory=list, max_length=MAX_TOOLS)]
     return_token_strs: bool = False
 
 

@@ -57,7 +57,10 @@ class ConstraintFields(StrictBody):
     @property
     def is_constrained(self) -> bool:
         """Whether accepting the body compiles a grammar, which may take long."""
-        return any(getattr(self, name) is not None for name in ConstraintFields.model_fields)
+        given = [name for name in ConstraintFields.model_fields if getattr(self, name) is not None]
+        if given == ["response_format"] and self.response_format is not None:
+            return self.response_format.type != "text"
+        return bool(given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,13 @@ class Constraint:
     text: str
     field: str
 
-    def compile(self, engine: ServedEngine) -> object:
-        """The engine's grammar.  Raises InvalidRequest that names the field."""
+    def compile(self, engine: ServedEngine, after: str = "") -> object:
+        """The engine's grammar; with `after` it begins behind that mark.
+
+        Raises InvalidRequest that names the field.
+        """
         try:
-            return engine.tokenizer.grammar(self.kind, self.text)
+            return engine.tokenizer.grammar(self.kind, self.text, after)
         except InvalidRequest as error:
             raise InvalidRequest(
                 f"`{self.field}` cannot be followed: {error}.", param=self.field, code="invalid_grammar"

@@ -24,7 +24,7 @@ from headrace.server.bodies import (
 )
 from headrace.server.generation import Disconnected, Running, unless_disconnected
 from headrace.server.http_errors import ApiError
-from headrace.server.protocol import Generation, chat, chat_token_ids, checked_ids, completion
+from headrace.server.protocol import Generation, chat, chat_text, checked_ids, completion
 from headrace.server.request_body import read_json_object
 from headrace.server.responses import WholeAnswer
 from headrace.server.state import ServedEngine, Service
@@ -51,7 +51,8 @@ async def completions(request: Request) -> Response:
 
 
 async def chat_completions(request: Request) -> Response:
-    return await _generate(request, ChatBody, chat)
+    options = service_of(request).options
+    return await _generate(request, ChatBody, lambda body, name, engine: chat(body, name, engine, options))
 
 
 async def _generate(
@@ -108,7 +109,8 @@ async def _events(service: Service, generation: Generation, running: Running) ->
             for index in range(len(generation.requests)):
                 yield chunks.only_echo(index)
         async for index, output in running.outputs():
-            yield chunks.chunk(index, output)
+            if frame := chunks.chunk(index, output):
+                yield frame
     except HeadraceError as error:
         failure = sse.event(ApiError.of(error).body())
     except ApiError as error:
@@ -187,7 +189,8 @@ async def tokenize(request: Request) -> Response:
 
     def encode() -> list[int]:
         if body.messages is not None:
-            return chat_token_ids(body.messages, tokenizer, body.add_generation_prompt, bool(body.add_special_tokens))
+            text = chat_text(body.messages, tokenizer, body.add_generation_prompt, body.tools)
+            return tokenizer.encode(text, bool(body.add_special_tokens))
         return tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
 
     tokens = await asyncio.to_thread(encode)

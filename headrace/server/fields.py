@@ -18,17 +18,15 @@ NO_EFFECT: dict[str, str] = {
     "safety_identifier": "the same, under its newer name",
     "metadata": "labels for a stored answer; answers are never stored here",
     "prompt_cache_key": "a routing hint for a fleet; one server has one prefix cache",
-    "include_reasoning": "separates reasoning from the answer; without a reasoning parser there is nothing to separate",
+    "include_reasoning": "leaves reasoning out of a chat's answer; completions are text as it is",
     "guided_decoding_backend": "names a library; whichever one follows a grammar, the answer follows it",
-    "parallel_tool_calls": "limits tool calls; there are none, because `tools` is refused",
+    "parallel_tool_calls": "limits tool calls; completions make none",
 }
 
 # name -> (values that mean "off", why any other value is refused)
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (([],), "tool calls are not supported"),
-    "tool_choice": (("none", "auto"), "tool calls are not supported"),
-    "functions": (([],), "tool calls are not supported"),
-    "function_call": (("none", "auto"), "tool calls are not supported"),
+    "functions": (([],), "this older form is not read; use `tools`"),
+    "function_call": (("none", "auto"), "this older form is not read; use `tool_choice`"),
     "guided_whitespace_pattern": ((), "white space in JSON is bounded as it is"),
     "structural_tag": ((), "structural tags are not supported"),
     "logits_processors": (([],), "custom logits processors are not supported"),

@@ -19,6 +19,9 @@ class ServerOptions:
     log_format           text, or json: one object a line
     enable_log_requests  one line per request, and uvicorn's access log
     max_body_bytes       larger request bodies get a 413
+    tool_call_parser     form of the model's tool calls: hermes or llama3_json; empty for none
+    enable_auto_tool_choice  whether `tool_choice` "auto" is served, with that parser
+    reasoning_parser     deepseek_r1 or qwen3: `<think>` is split off chat answers; empty leaves them as they are
 
     How much may wait is the engine's `max_num_queued_reqs` and `max_num_queued_tokens`; above it a request gets a 429.
     """
@@ -32,3 +35,6 @@ class ServerOptions:
     log_format: str = "text"
     enable_log_requests: bool = False
     max_body_bytes: int = 4 * 1024 * 1024
+    tool_call_parser: str = ""
+    enable_auto_tool_choice: bool = False
+    reasoning_parser: str = ""

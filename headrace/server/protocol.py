@@ -11,9 +11,14 @@ from typing import Any
 from headrace.core.request import Request, SamplingParams
 from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
-from headrace.server.constraints import constraint_of
+from headrace.server.constraints import Constraint, constraint_of
+from headrace.server.options import ServerOptions
+from headrace.server.reading import Reading
+from headrace.server.reasoning import CLOSE
 from headrace.server.sampling import sampling_params
 from headrace.server.state import ServedEngine, Tokenizer
+from headrace.server.tool_bodies import Tool
+from headrace.server.tool_choice import chat_constraint, check_tools, reading_of
 from headrace.sizing.context import context_limit_message
 
 MAX_PROMPTS = 2048
@@ -26,6 +31,7 @@ class Generation:
     `echo` holds the text of each prompt when it was asked for; with `only_echo` nothing else is answered.
     `num_logprobs` is the number of alternatives per token (with `echo` also per token of the prompt),
     `num_prompt_logprobs` that of the field `prompt_logprobs`; None for no log-probabilities.
+    `reading` says how a chat's text is read; None: it is content as it is.
     """
 
     request_id: str
@@ -42,6 +48,7 @@ class Generation:
     only_echo: bool = False
     num_prompt_logprobs: int | None = None
     tokens_as_ids: bool = False
+    reading: Reading | None = None
 
     @property
     def num_prompts(self) -> int:
@@ -75,43 +82,59 @@ def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Genera
     default = engine.sampling_defaults.get("max_tokens", SamplingParams().max_tokens)
     max_tokens = default if body.max_tokens is None else body.max_tokens
     return _generation(
-        body, model, engine, "cmpl", token_ids, max_tokens=max_tokens, num_logprobs=body.logprobs, echo=echo
+        body,
+        model,
+        engine,
+        "cmpl",
+        token_ids,
+        max_tokens=max_tokens,
+        num_logprobs=body.logprobs,
+        grammar=_grammar(body, engine, constraint_of(body)),
+        echo=echo,
     )
 
 
-def chat(body: ChatBody, model: str, engine: ServedEngine) -> Generation:
+def chat(body: ChatBody, model: str, engine: ServedEngine, options: ServerOptions) -> Generation:
     """Render and tokenise the conversation; the output may fill what is left of the context.  Raises InvalidRequest."""
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise InvalidRequest("`max_tokens` and `max_completion_tokens` differ; send one.", param="max_tokens")
-    token_ids = chat_token_ids(body.messages, engine.tokenizer, body.add_generation_prompt, body.add_special_tokens)
+    tokenizer = engine.tokenizer
+    check_tools(body, options, tokenizer)
+    constraint = chat_constraint(body)
+    prompt = chat_text(body.messages, tokenizer, body.add_generation_prompt, body.tools)
+    reading = reading_of(body, options, prompt)
+    behind = CLOSE if reading is not None and reading.begins_inside else ""
     max_tokens = limits.pop() if limits else engine.sampling_defaults.get("max_tokens")
     return _generation(
         body,
         model,
         engine,
         "chatcmpl",
-        [token_ids],
+        # Special tokens come from the template, hence normally not from the tokenizer.
+        [tokenizer.encode(prompt, body.add_special_tokens)],
         max_tokens=max_tokens,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=_grammar(body, engine, constraint, behind),
+        reading=reading,
     )
 
 
-def chat_token_ids(
-    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, add_special_tokens: bool
-) -> list[int]:
-    """Token ids of a conversation.  Special tokens come from the template, hence normally not from the tokenizer."""
-    plain = [message.model_dump(exclude_none=True) for message in messages]
+def chat_text(
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, tools: Sequence[Tool] = ()
+) -> str:
+    """The conversation as the model's text.  Raises InvalidRequest."""
+    plain = [message.for_template() for message in messages]
+    variables = {"tools": [tool.for_template() for tool in tools]} if tools else {}
     try:
-        text = tokenizer.render_chat(plain, add_generation_prompt)
+        return tokenizer.render_chat(plain, add_generation_prompt, **variables)
     except InvalidRequest:
         raise
     except Exception as error:
         # The template is the model author's code: what it refuses ("roles must alternate") is the caller's to mend.
         raise InvalidRequest(f"The chat template refused the messages: {error}.", param="messages") from error
-    return tokenizer.encode(text, add_special_tokens)
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
@@ -148,7 +171,9 @@ def _generation(
     *,
     max_tokens: int | None,
     num_logprobs: int | None,
+    grammar: object | None,
     echo: tuple[str, ...] | None = None,
+    reading: Reading | None = None,
 ) -> Generation:
     if body.priority and engine.config.scheduling_policy != "priority":
         raise InvalidRequest(
@@ -157,7 +182,6 @@ def _generation(
             code="unsupported_parameter",
         )
     request_id = f"{prefix}-{uuid.uuid4().hex}"
-    grammar = _grammar(body, engine)
     scores_echo = echo is not None and num_logprobs is not None
     base = sampling_params(body, engine, num_logprobs, scores_prompt=scores_echo)
     only_echo = echo is not None and max_tokens == 0
@@ -196,19 +220,21 @@ def _generation(
         only_echo=only_echo,
         num_prompt_logprobs=body.prompt_logprobs,
         tokens_as_ids=body.return_tokens_as_token_ids,
+        reading=reading,
     )
 
 
-def _grammar(body: SamplingFields, engine: ServedEngine) -> object | None:
-    """What the answer must follow, compiled.  Raises InvalidRequest."""
-    constraint = constraint_of(body)
+def _grammar(
+    body: SamplingFields, engine: ServedEngine, constraint: Constraint | None, behind: str = ""
+) -> object | None:
+    """What the answer must follow (behind a mark), compiled.  Raises InvalidRequest."""
     if constraint is None:
         return None
     for name, off in (("ignore_eos", False), ("min_tokens", 0), ("allowed_token_ids", None)):
         if getattr(body, name) != off:
             # Each could leave no token at all, or make the answer go on behind the end of its grammar.
             raise InvalidRequest(f"`{name}` cannot be used together with `{constraint.field}`.", param=name)
-    return constraint.compile(engine)
+    return constraint.compile(engine, behind)
 
 
 def _with_length(

@@ -9,6 +9,7 @@ from typing import Any
 from headrace.core.request import FinishReason
 from headrace.engine.async_engine import Output, TokenLogprob
 from headrace.server.protocol import Generation
+from headrace.server.reading import Reader, Reading
 from headrace.server.state import Tokenizer
 
 LOWEST_LOGPROB = -9999.0  # JSON has no -Infinity; vLLM prints this number
@@ -158,8 +159,13 @@ class WholeAnswer:
         generation, end = self._generation, self._ends[index]
         text = "".join(self._texts[index])
         choice: dict[str, Any] = {"index": index, "logprobs": None}
+        # No end is known only where nothing but the echo was asked for.
+        reason = None if end is None or generation.only_echo else end.finish_reason
+        finish_reason = (reason or FinishReason.LENGTH).value
         if generation.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            reader = Reader(generation.reading or Reading())
+            choice["message"] = reader.message(reader.push(text, last=True))
+            finish_reason = reader.finish_reason(reason or FinishReason.LENGTH)
             if generation.num_logprobs is not None:
                 choice["logprobs"] = self._forms.chat(self._logprobs[index])
         else:
@@ -171,8 +177,6 @@ class WholeAnswer:
                 choice["logprobs"] = self._forms.completion(index, whole, 0)[0]
             if generation.num_prompt_logprobs is not None:
                 choice["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[index] or ())
-        # With max_tokens 0 the length is reached at once, whatever the engine did to score the prompt.
-        reason = None if end is None or generation.only_echo else end.finish_reason
-        choice["finish_reason"] = (reason or FinishReason.LENGTH).value
+        choice["finish_reason"] = finish_reason
         choice["stop_reason"] = None if end is None or generation.only_echo else end.stop_reason
         return choice

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from headrace.engine.async_engine import Output
+from headrace.engine.async_engine import Output, TokenLogprob
 from headrace.server.protocol import Generation
+from headrace.server.reading import Reader, Reading
 from headrace.server.responses import LogprobForms, Usage
 from headrace.server.state import Tokenizer
 
@@ -38,6 +39,8 @@ class Chunks:
         self._usage = Usage(generation)
         self._begun = [False] * len(generation.requests)
         self._offsets = [0] * len(generation.requests)
+        self._readers = [Reader(generation.reading or Reading()) for _ in generation.requests]
+        self._held: list[list[TokenLogprob]] = [[] for _ in generation.requests]
         self._head = {
             "id": generation.request_id,
             "object": "chat.completion.chunk" if generation.chat else "text_completion",
@@ -46,17 +49,29 @@ class Chunks:
         }
 
     def chunk(self, index: int, output: Output) -> bytes:
-        """The event of one output: its text, and the finish reason if it is the last."""
+        """The event of one output: its text, and the finish reason if it is the last.
+
+        Empty when nothing of it can be shown yet, because it may belong to a tool call or to reasoning.
+        """
         self._usage.add(index, output)
         choice: dict[str, Any] = {"index": index}
-        first, self._begun[index] = not self._begun[index], True
+        finish_reason = None if output.finish_reason is None else output.finish_reason.value
+        first = not self._begun[index]
         if self._generation.chat:
-            choice["delta"] = self._delta(output.text, first)
+            reader = self._readers[index]
+            part = reader.push(output.text, last=output.finish_reason is not None)
+            if not part and output.finish_reason is None:
+                self._held[index].extend(output.logprobs or ())
+                return b""
+            choice["delta"] = reader.delta(part, first=first)
+            if output.finish_reason is not None:
+                finish_reason = reader.finish_reason(output.finish_reason)
         else:
             echo = self._generation.echo_of(index) if first else ""
             choice["text"] = echo + ("" if self._generation.only_echo else output.text)
+        self._begun[index] = True
         choice["logprobs"] = self._logprobs(index, output)
-        choice["finish_reason"] = None if output.finish_reason is None else output.finish_reason.value
+        choice["finish_reason"] = finish_reason
         if output.finish_reason is not None:
             choice["stop_reason"] = output.stop_reason
         if self._generation.only_echo:
@@ -73,16 +88,12 @@ class Chunks:
         """The last event before the end when `include_usage` was asked for, else nothing."""
         return self._event([], True) if self._generation.include_usage else b""
 
-    def _delta(self, text: str, first: bool) -> dict[str, str]:
-        if first:
-            return {"role": "assistant", "content": text}
-        return {"content": text} if text else {}
-
     def _logprobs(self, index: int, output: Output) -> dict[str, Any] | None:
         if self._generation.num_logprobs is None or output.logprobs is None:
             return None
         if self._generation.chat:
-            return self._forms.chat(output.logprobs)
+            held, self._held[index] = self._held[index], []
+            return self._forms.chat([*held, *output.logprobs])
         value, self._offsets[index] = self._forms.completion(index, output, self._offsets[index])
         return value
 

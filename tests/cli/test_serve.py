@@ -112,6 +112,9 @@ def test_what_vllm_knows_and_we_need_not_is_accepted_with_a_reason() -> None:
         ("--port 70000", "--port 70000 must be between 0 and 65535"),
         ("--uvicorn-log-level loud", "--uvicorn-log-level 'loud' is not known"),
         ("--shutdown-timeout=-1", "--shutdown-timeout -1 must be at least 0"),
+        ("--tool-call-parser magic", "--tool-call-parser 'magic' is not known; use hermes or llama3_json"),
+        ("--reasoning-parser magic", "--reasoning-parser 'magic' is not known; use deepseek_r1 or qwen3"),
+        ("--enable-auto-tool-choice", "--enable-auto-tool-choice needs --tool-call-parser"),
         ("--max-model-len 4x --port 0", "--max-model-len '4x' is not a number"),
     ],
 )

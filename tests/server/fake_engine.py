@@ -70,7 +70,11 @@ class ByteBpe:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+    shows_tools = True
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         text = "".join(f"<|{message['role']}|>{message['content']}{END}" for message in messages)
         return text + ("<|assistant|>" if add_generation_prompt else "")
 

@@ -53,6 +53,7 @@ BAD_COMPLETIONS: list[tuple[str, Any]] = [
     *[("logprobs", value) for value in (-1, 21, HUGE, True)],
     ("echo", "yes"),
 ]
+TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_CHATS: list[tuple[str, Any]] = [
     *[("messages", value) for value in ([], 3, "hi", [3], [{}], [{"role": "king", "content": "x"}], None)],
     ("messages", [{"role": "user"}]),
@@ -60,6 +61,14 @@ BAD_CHATS: list[tuple[str, Any]] = [
     ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/x"}}]}]),
     ("messages", [{"role": "user", "content": [{"type": "text"}]}]),
     ("messages", [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]),
+    ("messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]),
+    ("messages", [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]),
+    *[("tools", value) for value in (3, [3], [{"type": "function"}], [TOOL, TOOL], [TOOL] * 129)],
+    ("tools", [{"type": "function", "function": {"name": "a b"}}]),
+    ("tools", [{"type": "function", "function": {"name": "f", "parameters": [1]}}]),
+    *[("tool_choice", value) for value in ("required", "always", 3, {"type": "function", "function": {"name": "f"}})],
+    ("parallel_tool_calls", "no"),
+    ("include_reasoning", "no"),
     ("messages", USER * 2049),
     *[("top_logprobs", value) for value in (21, -1, 3)],
     ("max_completion_tokens", HUGE),
@@ -101,10 +110,9 @@ async def test_an_unsupported_field_is_refused_by_name_unless_it_is_off() -> Non
 async def test_fields_that_change_nothing_are_accepted() -> None:
     engine = ScriptedEngine()
     async with serving(engine) as served:
-        plain = await served.http.post(CHAT, json={"messages": USER, "max_tokens": 1})
-        with_them = await served.http.post(
-            CHAT, json={"messages": USER, "max_tokens": 1, **dict.fromkeys(NO_EFFECT, "x")}
-        )
+        body = {"prompt": "Hi", "max_tokens": 1}
+        plain = await served.http.post(COMPLETIONS, json=body)
+        with_them = await served.http.post(COMPLETIONS, json={**body, **dict.fromkeys(NO_EFFECT, "x")})
     assert plain.status_code == with_them.status_code == 200
     assert engine.requests[0].params == engine.requests[1].params
 

@@ -23,6 +23,7 @@ from server_harness import Served, in_loop, serving
 from headrace.engine.async_engine import AsyncEngine, EngineStats
 from headrace.engine.config import EngineArgs, resolve
 from headrace.engine.demo import DEMO_DIRECTORY
+from headrace.server.options import ServerOptions
 
 MODEL = "tiny"
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "torch_dtype": "float32"}
@@ -40,14 +41,16 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def real(directory: Path, **args: object) -> AsyncIterator[tuple[AsyncEngine, Served]]:
+async def real(
+    directory: Path, options: ServerOptions | None = None, **args: object
+) -> AsyncIterator[tuple[AsyncEngine, Served]]:
     declared = {"max_model_len": 4096, "max_num_seqs": 8, "num_gpu_blocks_override": 320, "num_threads": 1, **args}
     config, _ = resolve(
         EngineArgs(model=str(directory), served_model_name=(MODEL,), load_format="dummy", **declared)  # type: ignore[arg-type]
     )
     engine = AsyncEngine.from_config(config)
     try:
-        async with serving(engine) as served:
+        async with serving(engine, options) as served:
             yield engine, served
     finally:
         engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ pytest.importorskip("torch")
 
 from server_harness import error_of, in_loop
 from test_server_real_engine import MODEL, model_directory, real
+
+from headrace.server.options import ServerOptions
 
 __all__ = ["model_directory"]
 USER = [{"role": "user", "content": "Hi"}]
@@ -123,3 +126,92 @@ async def test_what_cannot_be_followed_is_a_400_that_names_the_field(model_direc
                 **ASK,
                 response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}},
             )
+
+
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"$ref": "#/$defs/City"},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                },
+                "required": ["city", "days"],
+                "additionalProperties": False,
+                "$defs": {"City": {"enum": ["Paris", "Oslo"]}},
+            },
+        },
+    }
+]
+
+
+def _calls(message: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or []]
+
+
+TEMPLATE = (
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("templates") / "tools.jinja"
+    path.write_text(TEMPLATE)
+    return str(path)
+
+
+def test_required_and_named_calls_follow_the_parameters(model_directory: Path, template: str) -> None:
+    @in_loop
+    async def check() -> None:
+        async with real(model_directory, chat_template=template) as (_, served):
+            ask = {"model": MODEL, "messages": USER, "tools": TOOLS, "max_tokens": 600, "temperature": 1}
+            for seed in range(2):
+                required = (
+                    await served.openai.chat.completions.create(**ask, tool_choice="required", seed=seed)
+                ).choices[0]
+                single = await served.openai.chat.completions.create(
+                    **ask, tool_choice="required", parallel_tool_calls=False, seed=seed, stream=True
+                )
+                pieces = [call async for chunk in single for call in chunk.choices[0].delta.tool_calls or []]
+                choice = {"type": "function", "function": {"name": "get_weather"}}
+                named = (await served.openai.chat.completions.create(**ask, tool_choice=choice, seed=seed)).choices[0]
+                assert required.finish_reason == named.finish_reason == "tool_calls"
+                calls = _calls(required.message) + _calls(named.message)
+                calls.append((pieces[0].function.name, json.loads("".join(p.function.arguments for p in pieces))))
+                assert not required.message.content and not named.message.content
+                for name, arguments in calls:
+                    assert name == "get_weather" and arguments["city"] in ("Paris", "Oslo")
+                    assert 1 <= arguments["days"] <= 9
+
+    check()
+
+
+@in_loop
+async def test_a_grammar_begins_behind_the_reasoning(model_directory: Path, tmp_path: Path) -> None:
+    """The template opens the reasoning; what comes before the closing mark is free, what follows it is not."""
+    directory = tmp_path / MODEL
+    shutil.copytree(model_directory, directory)
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    mark = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    close = len(tokenizer["model"]["vocab"])
+    tokenizer["added_tokens"].append({"id": close, "content": "</think>", **mark})
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shape = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**shape, "vocab_size": close + 1}))
+    template = tmp_path / "thinking.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n")
+    options = ServerOptions(reasoning_parser="qwen3")
+    async with real(directory, options, chat_template=str(template)) as (_, served):
+        # The bias makes the random model close its reasoning within some tokens.
+        answer = await served.openai.chat.completions.create(
+            **ASK, seed=2, logit_bias={str(close): 5}, extra_body={"guided_regex": "[ab]{3}"}
+        )
+    message = answer.choices[0].message
+    assert re.fullmatch("[ab]{3}", message.content), message
+    assert answer.usage.completion_tokens > 4
+    assert message.model_extra["reasoning"]
