@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from headrace.cli.spelling import bind_dash
 from headrace.errors import ConfigError
+from headrace.lab.files import write_where_asked
 
 if TYPE_CHECKING:
     from headrace.lab.records.results import RunResult, Study
@@ -41,13 +42,7 @@ _COLUMNS = (
 
 def prepare(argv: list[str]) -> list[str]:
     """Bind a lone `-` to the flag before it: `--json -` is standard output, not a path."""
-    tokens: list[str] = []
-    for token in argv:
-        if token == "-" and tokens and tokens[-1] == "--json":
-            tokens[-1] = "--json=-"
-        else:
-            tokens.append(token)
-    return tokens
+    return bind_dash(argv, "--json")
 
 
 @app.default
@@ -81,7 +76,7 @@ def import_(
         if json_ == "-":
             sys.stdout.write(text)
         else:
-            _write(Path(json_), text)
+            write_where_asked(Path(json_), text, what=f"--json {json_}")
     if out is not None:
         _write_study(out, study_to_json(study))
     if json_ != "-":
@@ -103,11 +98,7 @@ def _write_study(directory: Path, text: str) -> None:
     target = directory / "study.json"
     if target.exists() and not _is_imported(target):
         raise ConfigError(f"{target} exists and was not written by an import; choose another directory for --out")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {directory} cannot be made: {error.strerror}") from None
-    _write(target, text)
+    write_where_asked(target, text, what=str(target))
     print(f"wrote {target}; next: headrace report {directory}", file=sys.stderr)
 
 
@@ -117,15 +108,6 @@ def _is_imported(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and data.get("kind") == "imported"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _print_table(study: Study, runs: Sequence[RunResult]) -> None:

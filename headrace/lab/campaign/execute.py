@@ -32,8 +32,9 @@ from headrace.lab.campaign.resume import Failure, Inspection, RunState, Seal, ru
 from headrace.lab.campaign.study import build_study
 from headrace.lab.campaign.watch import Watch
 from headrace.lab.client.load import Progress
+from headrace.lab.files import write_durably
 from headrace.lab.records.results import RunResult, Study, study_to_json
-from headrace.lab.records.store import read_run, write_durably
+from headrace.lab.records.store import read_run
 from headrace.lab.workload.spec import WorkloadSpec
 
 Json = Any
@@ -167,7 +168,7 @@ class _Campaign:
                 f"{self.out} holds runs of another workload (its plan is {self.out / PLAN}; the files that it names "
                 "count as well), and they could not be compared: give another --out"
             )
-        write_durably(self.out / PLAN, plan_text.encode())
+        write_durably(self.out / PLAN, plan_text)
         order = [f"{cell.name}/run-{repeat}" for cell, repeat in run_order(self.plan, self._legal())]
         begun = known.get("begun", resume.now())
         mine = {"name": self.plan.name, "workload_sha256": self.workload, "begun": begun, "order": order}
@@ -296,7 +297,7 @@ class _Campaign:
         }
         repeats = self.plan.run.repeats
         study = build_study(self.plan.name, self.plan.title, self.cells, runs, repeats=repeats, facts=self.facts)
-        write_durably(self.out / STUDY, study_to_json(study).encode())
+        write_durably(self.out / STUDY, study_to_json(study))
         return study
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from headrace.errors import ConfigError, LaunchError
 from headrace.lab.campaign.launchers.process import ProcessIdentity
-from headrace.lab.records.store import write_durably
+from headrace.lab.files import sync_directory, write_durably
 
 Json = Any
 LOCK_NAME = "lock"
@@ -22,16 +22,7 @@ LOCK_NAME = "lock"
 
 def write_json(path: Path, data: Json) -> None:
     """Replace a file by JSON text, whole or not at all, and durably."""
-    write_durably(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable (renames and new files)."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_durably(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def sync_tree(directory: Path) -> None:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError, LaunchError
-from headrace.lab.campaign.files import checksum, sync_directory, sync_tree, write_json
+from headrace.lab.campaign.files import checksum, sync_tree, write_json
 from headrace.lab.campaign.launchers.process import ProcessIdentity, boot_id, kill_by_nonce
 from headrace.lab.campaign.provenance import digest_of
+from headrace.lab.files import sync_directory
 
 Json = Any
 

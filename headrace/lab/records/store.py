@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError, LaunchError
+from headrace.lab.files import write_durably
 from headrace.lab.records.schema import SCHEMA_VERSION, ChunkStamp, RequestRecord
 
 MANIFEST = "manifest.json"
@@ -49,7 +49,7 @@ def write_run(
         }
         body["manifest_sha256"] = _digest(body)
         text = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
-        write_durably(directory / (INTERRUPTED if interrupted else MANIFEST), text.encode())
+        write_durably(directory / (INTERRUPTED if interrupted else MANIFEST), text)
     except OSError as error:
         raise LaunchError(f"the run cannot be written to {directory}: {error.strerror}", kind="disk") from None
 
@@ -69,25 +69,6 @@ def read_run(directory: Path) -> tuple[dict[str, Any], list[RequestRecord]]:
             f"{directory / REQUESTS} is damaged: it is not what {MANIFEST} recorded; measure the run again"
         )
     return manifest, [_record(line) for line in data.decode().splitlines()]
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent after a crash: temporary file, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from headrace.errors import ConfigError
+from headrace.lab.files import write_where_asked
 from headrace.lab.findings.finding import Finding
 from headrace.lab.records.results import Study, study_from_json
 from headrace.lab.report.data import as_json, study_view
@@ -67,8 +66,8 @@ def write_report(
         raise ConfigError(
             f"--out {page}: the report's JSON twin would overwrite it or the study; use a name like report.html"
         )
-    _write(page, page_html(views))
-    _write(twin, twin_json(studies, findings_by_study))
+    write_where_asked(page, page_html(views), what=f"the report {page}")
+    write_where_asked(twin, twin_json(studies, findings_by_study), what=f"the report's twin {twin}")
     return ReportPaths(page, twin, views)
 
 
@@ -84,16 +83,3 @@ def twin_json(studies: Sequence[Study], findings_by_study: Sequence[Sequence[Fin
     ]
     twin = as_json({"schema_version": TWIN_VERSION, "kind": "headrace report", "studies": entries})
     return json.dumps(twin, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole: a reader never sees half a report."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise ConfigError(f"the report cannot be written to {path}: {error.strerror or error}") from None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headrace.errors import ConfigError, LaunchError
 from headrace.lab.records.environment import describe_environment
 from headrace.lab.records.schema import ChunkStamp, RequestRecord
-from headrace.lab.records.store import INTERRUPTED, MANIFEST, REQUESTS, is_done, read_run, write_durably, write_run
+from headrace.lab.records.store import INTERRUPTED, MANIFEST, REQUESTS, is_done, read_run, write_run
 
 RECORDS = [
     RequestRecord(
@@ -128,17 +128,11 @@ def test_another_schema_version_is_named(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_durably(path, b"old")
-
-    def crash(*_: object) -> None:
+def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", crash)
-    with pytest.raises(OSError):
-        write_durably(path, b"new")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(LaunchError, match="No space left"):
         write_run(tmp_path / "run", MANIFEST_BODY, RECORDS)
 
