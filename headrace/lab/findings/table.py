@@ -10,15 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from headrace.lab.records.foreign import shortfall
+from headrace.lab.records.comparable import WORKLOAD_COUNTS, same_workload, shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
 CHUNKED = "enable_chunked_prefill"
 # Share of the machine, 0 to 1, that went to other processes during a run; stated where it was enough to matter.
 FOREIGN_CPU = "foreign_cpu_share"
-# Two workloads are the same when their prompts agree this closely: a tokenizer or a chat template may shift the
-# count by a token a request, another data set shifts it by far more.
-SAME_WORKLOAD = 0.02
 # No time in ms, count or rate of a serving benchmark lies outside; what does is a damaged file, and must not overflow.
 _SMALLEST, _LARGEST = 1e-9, 1e15
 # How much was asked of the server, and how: another value is another experiment, not another setting.
@@ -207,7 +204,7 @@ def _workload(cell: Cell, cells: Sequence[Cell]) -> int:
     """Index of the first cell with the same workload: a name for the group."""
     for index, other in enumerate(cells):
         same = all(cell.settings.get(key) == other.settings.get(key) for key in _WORKLOAD)
-        if same and all(_alike(mean(cell, key), mean(other, key)) for key in ("completed", "total_input_tokens")):
+        if same and same_workload(_means(cell), _means(other)):
             return index
     return len(cells)
 
@@ -216,8 +213,8 @@ def _load(cell: Cell) -> tuple[str, ...]:
     return tuple(repr(cell.settings.get(key)) for key in _LOAD)
 
 
-def _alike(one: float | None, other: float | None) -> bool:
-    return one is None or other is None or abs(one - other) <= SAME_WORKLOAD * max(one, other)
+def _means(cell: Cell) -> dict[str, float | None]:
+    return {key: mean(cell, key) for key in WORKLOAD_COUNTS}
 
 
 def _series(cells: Sequence[Cell], factor: Factor) -> tuple[Series, ...]:

@@ -8,7 +8,7 @@ from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANCE
 from headrace.lab.findings.table import FACTORS, Table, mean, varying, why_invalid
 from headrace.lab.findings.words import listed, names, number, percent, plural
-from headrace.lab.records.foreign import shortfall
+from headrace.lab.records.comparable import shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult
 
 # A progress bar shows whole seconds, cut off; one more covers the time around the bar.

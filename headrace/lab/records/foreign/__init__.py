@@ -9,6 +9,6 @@ export              runs -> objects with vLLM's keys
 
 from headrace.lab.records.foreign.export import to_vllm_object
 from headrace.lab.records.foreign.read import Imported, read_file, read_paths
-from headrace.lab.records.foreign.study import shortfall, study_from_runs
+from headrace.lab.records.foreign.study import study_from_runs
 
-__all__ = ["Imported", "read_file", "read_paths", "shortfall", "study_from_runs", "to_vllm_object"]
+__all__ = ["Imported", "read_file", "read_paths", "study_from_runs", "to_vllm_object"]

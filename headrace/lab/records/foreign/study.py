@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
+from headrace.lab.records.comparable import same_workload, shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
 BUDGET = "max_num_batched_tokens"
@@ -25,9 +26,6 @@ _SHORT = {
 }  # fmt: skip
 # Facts of one run, not of its configuration.
 _PER_RUN = ("repeat", "date", "progress_elapsed_s", "seed")
-# Two runs of one configuration are repeats only when their prompts agree this closely: result files do not say
-# everything about the workload, and different data sets must not be averaged.
-_SAME_WORKLOAD = 0.01
 # Settings that a campaign over budgets changes to make a cell legal.
 _SUBSTITUTABLE = ("max_num_seqs", "max_model_len")
 
@@ -42,33 +40,18 @@ def study_from_runs(runs: Sequence[RunResult], name: str, title: str, facts: Map
     for cell_name, group in zip(names, groups, strict=True):
         settings = {key: value for key, value in group[0].settings.items() if key not in _PER_RUN}
         substituted = _substituted(settings, common)
-        shortfall = _shortfall(group)
+        short = _shortfall(group)
         status, rule, reason = CellStatus.OK, None, None
         if all(run.metrics.get("completed") == 0 for run in group):
             status, reason = CellStatus.FAILED, "no request was completed"
-        elif shortfall is not None:
+        elif short is not None:
             status = CellStatus.DEGRADED
-            rule, reason = _why_short(shortfall, settings, groups)
+            rule, reason = _why_short(short, settings, groups)
         elif substituted:
             status = CellStatus.SUBSTITUTED
             rule, reason = _why_substituted(settings, substituted)
         cells.append(Cell(cell_name, settings, status, tuple(group), rule, reason, substituted))
     return Study(name, title, "imported", tuple(cells), dict(facts or {"source": "imported result files"}))
-
-
-def shortfall(run: RunResult) -> tuple[int, int] | None:
-    """(served, asked) of a run that served less than was asked, else None.
-
-    Old clients print no line for failed requests: what is missing shows only against the number of prompts.
-    """
-    served = run.metrics.get("completed")
-    if served is None:
-        return None
-    asked = run.settings.get("num_prompts")
-    if isinstance(asked, int) and served < asked:
-        return int(served), asked
-    failed = run.metrics.get("failed", 0)
-    return (int(served), int(served + failed)) if failed > 0 else None
 
 
 def _shortfall(group: Sequence[RunResult]) -> tuple[int, int] | None:
@@ -90,7 +73,8 @@ def _group(runs: Sequence[RunResult]) -> list[list[RunResult]]:
                 note = f"the same figures stand in {run.source}: counted once"
                 group[copied] = replace(group[copied], warnings=(*group[copied].warnings, note))
                 break
-            if _same_workload(group[0], run):
+            # different data sets must not be averaged as repeats
+            if same_workload(group[0].metrics, run.metrics):
                 group.append(run)
                 break
         else:
@@ -103,14 +87,6 @@ def _is_copy(run: RunResult, other: RunResult) -> bool:
     return run.metrics == other.metrics and all(
         run.settings.get(key) == other.settings.get(key) for key in ("repeat", "date")
     )
-
-
-def _same_workload(one: RunResult, other: RunResult) -> bool:
-    def close(key: str) -> bool:
-        a, b = one.metrics.get(key), other.metrics.get(key)
-        return a is None or b is None or abs(a - b) <= _SAME_WORKLOAD * max(a, b)
-
-    return close("total_input_tokens") and close("completed")
 
 
 def _names(runs: Sequence[RunResult]) -> list[str]:
