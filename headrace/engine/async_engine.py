@@ -382,7 +382,7 @@ class AsyncEngine:
             raise InvalidRequest("The prompt is empty; at least one token is needed.", param="prompt")
         if len(ids) >= limit:
             raise InvalidRequest(
-                context_limit_message(limit, len(ids), params.max_tokens, chat=False),
+                context_limit_message(limit, len(ids), params.max_tokens),
                 param="prompt",
                 code="context_length_exceeded",
             )

@@ -222,3 +222,10 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
         assert any(event.get("name") == "aten::embedding" for event in json.load(file)["traceEvents"])
     manifest = json.loads((Path(f"{tiny}-run") / "manifest.json").read_text())
     assert manifest["settings"]["profile"] is True and "profiler" in manifest["warnings"][0]
+
+
+@pytest.mark.parametrize("argv", [["--api-key"], ["--api-key", "--port", "1"]])
+def test_a_key_that_is_missing_does_not_start_an_open_server(argv: list[str]) -> None:
+    """As an unquoted empty $KEY in a script leaves it."""
+    with pytest.raises(ConfigError, match="--api-key needs a value"):
+        prepare(argv)
