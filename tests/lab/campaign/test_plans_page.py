@@ -66,6 +66,9 @@ def test_the_example_in_the_table_is_accepted(key: str, tmp_path: Path) -> None:
     lines = [*head.values(), f"{table or (key if key == '[[sweep]]' else '')}\n"]
     if "sharegpt" in name or "dataset-path" in name:
         lines += ['dataset = "sharegpt"\n', *(['dataset-path = "talk.json"\n'] if name != "dataset-path" else [])]
+    if name.startswith("ramp-up"):  # the three go together
+        ramp = ("ramp-up-strategy = 'linear'\n", "ramp-up-start-rps = 1\n", "ramp-up-end-rps = 8\n")
+        lines += [line for line in ramp if not line.startswith(name)]
     parse_plan("".join(lines) + example, source="plan.toml", directory=tmp_path)
 
 
