@@ -228,4 +228,4 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
 def test_a_key_that_is_missing_does_not_start_an_open_server(argv: list[str]) -> None:
     """As an unquoted empty $KEY in a script leaves it."""
     with pytest.raises(ConfigError, match="--api-key needs a value"):
-        prepare(argv)
+        serve.prepare(argv)
