@@ -23,7 +23,7 @@ def prepare(argv: Sequence[str]) -> list[str]:
     followers = [*tokens[1:], "-"]
     return [
         "--open=yes" if token == "--open" and follower.startswith("-") else token
-        for token, follower in zip(tokens, followers, strict=True)
+        for token, follower in zip(tokens, followers, strict=False)  # no token: one follower too many
     ]
 
 
