@@ -459,8 +459,8 @@ def _save(
     from datetime import datetime
 
     from headrace.errors import LaunchError
+    from headrace.lab.files import write_durably
     from headrace.lab.metrics.dialects import result_file_name, result_json
-    from headrace.lab.records.store import write_durably
 
     date = datetime.now()
     path = directory / (file_name or result_file_name(settings, date))
@@ -471,7 +471,7 @@ def _save(
             with path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
         else:
-            write_durably(path, text.encode())
+            write_durably(path, text)
     except OSError as error:
         raise LaunchError(f"the result cannot be written to {path}: {error.strerror}", kind="disk") from None
     return path
