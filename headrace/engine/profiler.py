@@ -148,7 +148,7 @@ class Profiler:
         trace = self._trace
         if trace is None:
             raise InvalidRequest("The profiler has not been started; POST /start_profile first.", code=CODE)
-        trace.complete = trace.steps < self.config.max_steps
+        trace.ended_by = "max_steps" if self._recording is None else "stop_profile"
         if self._recording is not None:
             self._end()
         self._trace = None
@@ -180,7 +180,7 @@ class _Trace:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.steps = 0
-        self.complete = True  # ended by a request, not by the limit
+        self.ended_by = "stop_profile"
         self._lock = threading.Lock()
         self._outcome: dict[str, Any] | Exception | None = None
         self._reports: list[Callable[[dict[str, Any] | Exception], None]] = []
@@ -218,7 +218,7 @@ class _Trace:
 
     def _tell(self, report: Callable[[dict[str, Any] | Exception], None], outcome: dict[str, Any] | Exception) -> None:
         if isinstance(outcome, dict):
-            outcome = {**outcome, "steps": self.steps, "complete": self.complete}
+            outcome = {**outcome, "steps": self.steps, "ended_by": self.ended_by}
         report(outcome)
 
 

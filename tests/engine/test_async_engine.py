@@ -291,6 +291,7 @@ def test_the_prefix_cache_is_forgotten_only_while_no_block_is_in_use() -> None:
         stream = world.engine.submit(request("busy", max_tokens=2))
         await entered(world.runner)
         waiting = asyncio.create_task(world.engine.reset_prefix_cache())
+        await asyncio.sleep(0)  # it is in the inbox before the held step ends
         world.runner.release()
         with pytest.raises(InvalidRequest, match="KV blocks are in use by 1 running sequences; try again"):
             await waiting

@@ -59,7 +59,7 @@ def test_a_recording_is_written_when_stop_answers(tmp_path: Path) -> None:
             started = await engine.start_profile()
             await run(engine, "a", 5)
             answer = await engine.stop_profile()
-            assert answer["trace"] == started["trace"] and answer["steps"] == 5 and answer["complete"]
+            assert answer["trace"] == started["trace"] and answer["steps"] == 5 and answer["ended_by"] == "stop_profile"
             assert json.loads(Path(answer["trace"]).read_text()) == ["start", "stop"]
             assert answer["trace"].endswith(".pt.trace.json.gz")
             again = await engine.start_profile()  # and once more, into another file
@@ -75,7 +75,7 @@ def test_a_forgotten_profiler_ends_by_itself_and_stop_still_answers(tmp_path: Pa
             await engine.start_profile()
             await run(engine, "a", 10)
             answer = await engine.stop_profile()
-            assert answer["steps"] == 3 and not answer["complete"]
+            assert answer["steps"] == 3 and answer["ended_by"] == "max_steps"
 
     asyncio.run(scenario())
 
