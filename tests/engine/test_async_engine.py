@@ -287,6 +287,8 @@ def test_the_prefix_cache_is_forgotten_only_while_no_block_is_in_use() -> None:
             return (await read(world.engine.submit(request("r", "0123456789", max_tokens=1))))[-1].num_cached_tokens
 
         assert [await cached(), await cached()] == [0, 8]
+        while world.runner.entered.acquire(blocking=False):
+            pass  # the steps so far
         world.runner.hold()
         stream = world.engine.submit(request("busy", max_tokens=2))
         await entered(world.runner)
