@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePath
 
-from headrace.lab.records.comparable import same_workload, shortfall
+from headrace.lab.records.comparable import shortfall
+from headrace.lab.records.foreign.names import BUDGET, CHUNKED, IDENTITY, PROMPT_LENGTH, cell_names
+from headrace.lab.records.foreign.repeats import group_repeats
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
-BUDGET = "max_num_batched_tokens"
-CHUNKED = "enable_chunked_prefill"
-# Settings that tell two cells apart, in the order in which they appear in a cell's name.
-_IDENTITY = (
-    "model", "version", "backend", "dataset", "random_input_len", "random_output_len", "policy", CHUNKED, BUDGET,
-    "max_num_seqs", "max_model_len", "enable_prefix_caching", "tensor_parallel_size", "quantization", "dtype",
-    "gpu_memory_utilization", "enforce_eager", "num_prompts", "request_rate", "ramp_up_strategy",
-    "ramp_up_start_rps", "ramp_up_end_rps", "burstiness", "max_concurrency", "profile",
-)  # fmt: skip
-_SHORT = {
-    "request_rate": "rate", "max_concurrency": "concurrency", "num_prompts": "prompts", "max_num_seqs": "seqs",
-    "max_model_len": "len", "random_input_len": "in", "random_output_len": "out", BUDGET: "budget",
-    "enable_prefix_caching": "prefix-cache", "tensor_parallel_size": "tp",
-}  # fmt: skip
 # Facts of one run, not of its configuration.
 _PER_RUN = ("repeat", "date", "progress_elapsed_s", "seed")
+# Mean prompt lengths this close may be one workload, drawn anew for every rate; a short and a long one are not.
+_SAME_LENGTH = 0.10
 # Settings that a campaign over budgets changes to make a cell legal.
 _SUBSTITUTABLE = ("max_num_seqs", "max_model_len")
 
@@ -33,8 +22,9 @@ _SUBSTITUTABLE = ("max_num_seqs", "max_model_len")
 def study_from_runs(runs: Sequence[RunResult], name: str, title: str, facts: Mapping[str, Json] | None = None) -> Study:
     """Group runs into cells, name them (`on-256` over budgets), and mark those that served less than was asked
     (DEGRADED) or in which another setting moved together with the budget (SUBSTITUTED)."""
-    groups = _group(runs)
-    names = _names([group[0] for group in groups])
+    runs = _with_prompt_lengths(runs)
+    groups = group_repeats(runs, [_identity(run) for run in runs])
+    names = cell_names(groups)
     common = _common_values(groups)
     cells = []
     for cell_name, group in zip(names, groups, strict=True):
@@ -60,67 +50,36 @@ def _shortfall(group: Sequence[RunResult]) -> tuple[int, int] | None:
 
 
 def _identity(run: RunResult) -> tuple[str, ...]:
-    return (*(repr(run.settings.get(key)) for key in _IDENTITY), repr(run.settings.get("metadata")))
+    return (*(repr(run.settings.get(key)) for key in IDENTITY), repr(run.settings.get("metadata")))
 
 
-def _group(runs: Sequence[RunResult]) -> list[list[RunResult]]:
-    groups: dict[tuple[str, ...], list[list[RunResult]]] = {}
-    for run in runs:
-        alike = groups.setdefault(_identity(run), [])
-        for group in alike:
-            copied = next((index for index, other in enumerate(group) if _is_copy(run, other)), None)
-            if copied is not None:
-                note = f"the same figures stand in {run.source}: counted once"
-                group[copied] = replace(group[copied], warnings=(*group[copied].warnings, note))
-                break
-            # different data sets must not be averaged as repeats
-            if same_workload(group[0].metrics, run.metrics):
-                group.append(run)
-                break
-        else:
-            alike.append([run])
-    return [group for alike in groups.values() for group in alike]
+def _with_prompt_lengths(runs: Sequence[RunResult]) -> list[RunResult]:
+    """The runs; where one model was given prompts of several mean lengths and its files do not say which, each of
+    these runs gets its length as a setting.
 
-
-def _is_copy(run: RunResult, other: RunResult) -> bool:
-    """The same run in two files, such as a sweep's run and its summary: no second measurement."""
-    return run.metrics == other.metrics and all(
-        run.settings.get(key) == other.settings.get(key) for key in ("repeat", "date")
-    )
-
-
-def _names(runs: Sequence[RunResult]) -> list[str]:
-    varying = [key for key in _IDENTITY if len({repr(run.settings.get(key)) for run in runs}) > 1]
-    over_budgets = len(runs) > 0 and all(BUDGET in run.settings and CHUNKED in run.settings for run in runs)
-    names = []
-    for run in runs:
-        if over_budgets:
-            name = f"{'on' if run.settings[CHUNKED] else 'off'}-{run.settings[BUDGET]}"
-        else:
-            name = "-".join(_part(key, run.settings[key]) for key in varying if key in run.settings)
-        names.append(name or PurePath(run.source).name)
-    if len(set(names)) < len(names):
-        counts = Counter(names)
-        names = [
-            name if counts[name] == 1 else f"{name} ({PurePath(run.source).name})"
-            for name, run in zip(names, runs, strict=True)
-        ]
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} [{seen[name]}]")
-    return unique
-
-
-def _part(key: str, value: Json) -> str:
-    if key == CHUNKED:
-        return "on" if value else "off"
-    if isinstance(value, bool):
-        return f"{_SHORT.get(key, key.replace('_', '-'))}-{'on' if value else 'off'}"
-    if isinstance(value, str):
-        return f"rate-{value}" if key == "request_rate" else PurePath(value).name
-    return f"{_SHORT.get(key, key.replace('_', '-'))}-{value:g}"
+    vLLM's result files state no lengths, so a short and a long workload would look like one configuration.
+    """
+    lengths: dict[str, list[tuple[float, int]]] = {}
+    for index, run in enumerate(runs):
+        unstated = "random_input_len" not in run.settings and run.settings.get("dataset") in (None, "random")
+        tokens, served = run.metrics.get("total_input_tokens", 0), run.metrics.get("completed", 0)
+        if unstated and 0 < served <= tokens and shortfall(run) is None:
+            lengths.setdefault(repr(run.settings.get("model")), []).append((tokens / served, index))
+    found = list(runs)
+    for pairs in lengths.values():
+        clusters: list[list[tuple[float, int]]] = []
+        for pair in sorted(pairs):
+            if clusters and pair[0] <= (1 + _SAME_LENGTH) * clusters[-1][0][0]:
+                clusters[-1].append(pair)
+            else:
+                clusters.append([pair])
+        for cluster in clusters if len(clusters) > 1 else []:
+            for _, index in cluster:
+                settings = dict(found[index].settings)
+                why = {**settings.pop("implied", {}), PROMPT_LENGTH: "total_input_tokens / completed"}
+                length = round(cluster[len(cluster) // 2][0])
+                found[index] = replace(found[index], settings={**settings, PROMPT_LENGTH: length, "implied": why})
+    return found
 
 
 def _common_values(groups: Sequence[Sequence[RunResult]]) -> dict[str, int]:
