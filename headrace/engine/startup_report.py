@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig
 from headrace.engine.model_files import read_facts
 from headrace.engine.probe import measure
-from headrace.sizing.memory import sequences_that_fit
+from headrace.sizing.memory import kv_bytes_per_token, sequences_that_fit
+from headrace.sizing.model_shape import Dimensions
 from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
 
@@ -37,27 +38,35 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
 
     config = engine.config
     held = engine.memory_bytes()
+    assert config.model_path is not None
+    facts = read_facts(config.model_path)
+    predicted = {
+        "weights": facts.weight_bytes(DTYPE_BYTES[config.dtype], keep_int4=config.keep_int4),
+        "kv_cache": config.kv_tokens * kv_bytes_per_token(facts.shape, DTYPE_BYTES[config.dtype]),
+    }
     sequences = sequences_that_fit(config.num_kv_blocks, config.block_size, config.max_model_len)
     template = "from the model" if config.chat_template is None else "given"
     defaults = ", ".join(f"{name}={value}" for name, value in engine.sampling_defaults.items())
     return [
-        f"loaded in {seconds:.1f} s: " + ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in held.items()),
+        f"loaded in {seconds:.1f} s: "
+        + ", ".join(
+            f"{name} {size / GIB:.2f} GiB ({predicted.get(name, 0) / GIB:.2f} predicted)" for name, size in held.items()
+        ),
         f"kernels: torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}, "
         f"{config.num_threads} threads",
         f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens",
         f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
-        *(_speed(config, held.get("weights", 0)) if probe else ()),
+        *(_speed(config, facts.shape, held.get("weights", 0)) if probe else ()),
         f"sampling defaults: {defaults or 'none (temperature 1)'}; "
         f"end tokens {sorted(engine.tokenizer.eos_token_ids)}; "
         f"chat template {template if engine.tokenizer.has_chat_template else 'none: only /v1/completions'}",
     ]
 
 
-def _speed(config: EngineConfig, held_weight_bytes: int) -> list[str]:
+def _speed(config: EngineConfig, shape: Dimensions, held_weight_bytes: int) -> list[str]:
     """The machine's rates, and the tokens/s that they allow at most."""
-    assert config.model_path is not None
-    shape, size = read_facts(config.model_path).shape, DTYPE_BYTES[config.dtype]
     machine = measure(config.dtype, config.num_threads, held_weight_bytes)
+    size = DTYPE_BYTES[config.dtype]
     bound = roofline(shape, held_weight_bytes, size, machine.bytes_per_s, machine.flops_per_s)
     return [
         f"machine: reads {machine.bytes_per_s / 1e9:.1f} GB/s, computes {machine.flops_per_s / 1e9:.0f} GFLOP/s in "
