@@ -208,13 +208,24 @@ class LLM:
         request_id = str(next(self._numbers))
         room = max(1, self.config.max_model_len - len(ids))
         core = params.translated(self._tokenizer, room)
+        grammar = self._grammar(params)
         asked = _Asked(request_id, text, params)
         for index in range(params.n):
             seed = None if core.seed is None else (core.seed + index) % (1 << 63)
             name = request_id if params.n == 1 else f"{index}_{request_id}"
             one = replace(core, seed=seed)
-            asked.requests.append(Request(name, ids, one, self._tokenizer.eos_token_ids))
+            asked.requests.append(Request(name, ids, one, self._tokenizer.eos_token_ids, grammar=grammar))
         return asked
+
+    def _grammar(self, params: SamplingParams) -> object | None:
+        if params.constraint is None:
+            return None
+        try:
+            return self._tokenizer.grammar(*params.constraint)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"`structured_outputs` cannot be followed: {error}.", param="structured_outputs"
+            ) from None
 
     def _answer(self, asked: _Asked, ended: Sequence[Output]) -> RequestOutput:
         scored = ended[0].prompt_logprobs

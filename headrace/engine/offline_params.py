@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from headrace.core import request as core
 from headrace.errors import InvalidRequest
 
 MAX_N = 16_384  # vLLM's
 MAX_SEED = 1 << 63
+_STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
 
 
 class Speller(Protocol):
@@ -26,7 +28,9 @@ class SamplingParams:
     """How to choose tokens and when to stop; names, spellings and defaults are vLLM's.
 
     `temperature` 0 is greedy, `top_k` 0 or -1 and `top_p` 1 switch the filter off, `max_tokens` None means as long as
-    the model's context.  `n` sequences of a seeded request have the seeds seed, seed + 1, ….  Raises InvalidRequest.
+    the model's context.  `n` sequences of a seeded request have the seeds seed, seed + 1, ….
+    `structured_outputs` is vLLM's StructuredOutputsParams as a mapping: exactly one of json (a schema), regex, choice,
+    grammar, json_object.  Raises InvalidRequest.
     """
 
     n: int = 1
@@ -50,6 +54,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
+    structured_outputs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, MAX_N)
@@ -71,11 +76,29 @@ class SamplingParams:
         for name, texts in (("stop", self.stops), ("bad_words", self.bad_words or ())):
             if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
                 raise InvalidRequest(f"`{name}` must hold texts that are not empty.", param=name)
+        _ = self.constraint
 
     @property
     def stops(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def constraint(self) -> tuple[str, str] | None:
+        """What an answer must follow, as (kind, text) for the tokenizer's `grammar`."""
+        wanted = {key: value for key, value in (self.structured_outputs or {}).items() if value is not None}
+        if not wanted and self.structured_outputs is None:
+            return None
+        kind, value = next(iter(wanted.items()), ("", None))
+        if len(wanted) != 1 or kind not in _STRUCTURES:
+            raise InvalidRequest(
+                f"`structured_outputs` needs exactly one of {', '.join(_STRUCTURES)}.", param="structured_outputs"
+            )
+        if kind == "json_object":
+            return "json", '{"type": "object"}'
+        if kind in ("json", "choice") and not isinstance(value, str):
+            return kind, json.dumps(value, ensure_ascii=False)
+        return kind, str(value)
 
     def translated(self, tokenizer: Speller, max_tokens: int) -> core.SamplingParams:
         """For one sequence; `max_tokens` is what `max_tokens` None stands for."""

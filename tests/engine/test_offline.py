@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_a_stop_string_ends_an_answer(llm: LLM) -> None:
     assert (output.outputs[0].finish_reason, output.outputs[0].stop_reason) == ("stop", stop)
 
 
+@pytest.mark.parametrize(
+    ("structure", "pattern"),
+    [({"regex": "[0-9]{3}"}, "[0-9]{3}"), ({"choice": ["yes", "no"]}, "yes|no"), ({"json": {"const": 7}}, "7")],
+)
+def test_an_answer_follows_its_structure(llm: LLM, structure: dict[str, Any], pattern: str) -> None:
+    params = SamplingParams(n=2, max_tokens=20, structured_outputs=structure)
+    (output,) = llm.generate("Water", params, use_tqdm=False)
+    assert all(re.fullmatch(pattern, answer.text) for answer in output.outputs)
+    with pytest.raises(InvalidRequest, match="`structured_outputs` cannot be followed"):
+        llm.generate("Water", SamplingParams(structured_outputs={"regex": "("}), use_tqdm=False)
+
+
 def test_without_a_limit_an_answer_fills_the_context(llm: LLM) -> None:
     (output,) = llm.generate("Water", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False)
     assert len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == 128
@@ -178,6 +191,8 @@ def test_an_interrupt_leaves_nothing_running(llm: LLM, monkeypatch: pytest.Monke
         ({"seed": 1.5}, "`seed` must be a whole number"),
         ({"stop": ""}, "`stop` must hold texts that are not empty"),
         ({"bad_words": "no"}, "`bad_words` must hold texts"),
+        ({"structured_outputs": {}}, "needs exactly one of json, regex"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "needs exactly one of json, regex"),
     ],
 )
 def test_parameters_are_checked(wrong: dict[str, Any], words: str) -> None:
