@@ -98,7 +98,7 @@ class Tokenizer:
             bare = word.lstrip()
             for text in (bare, " " + bare) if bare else (word,):
                 found.append(tuple(self.encode(text, add_special_tokens=False)))
-        return tuple(dict.fromkeys(ids for ids in found if ids))
+        return tuple(dict.fromkeys(ids for ids in found if ids and max(ids) < self.vocab_size))
 
     def grammar(self, kind: str, text: str, after: str = "") -> Grammar:
         """Compile what an output must follow (see `GrammarCompiler.compile`); may take seconds.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -33,6 +35,8 @@ from headrace.version import VERSION
 logger = logging.getLogger("headrace.server")
 
 T = TypeVar("T")
+# Requests with a grammar may wait for its compilation: their own threads, so that no other request waits with them.
+_CONSTRAINED = ThreadPoolExecutor(2, thread_name_prefix="constrained")
 TOKENISE_INLINE_BYTES = 16 * 1024
 SEND_STALL_S = 60.0
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the access log
@@ -64,8 +68,11 @@ async def _generate(
     name = service.check_model(getattr(body, "model", None))
     declared = request.headers.get("content-length", "")
     small = declared.isdecimal() and len(declared) < 6 and int(declared) < TOKENISE_INLINE_BYTES
-    slow = not small or getattr(body, "is_constrained", False)
-    generation = await _off_loop_if(slow, lambda: accept(body, name, service.engine))
+    if getattr(body, "is_constrained", False):
+        work = partial(accept, body, name, service.engine)
+        generation = await asyncio.get_running_loop().run_in_executor(_CONSTRAINED, work)
+    else:
+        generation = await _off_loop_if(not small, lambda: accept(body, name, service.engine))
     running = Running(service, generation)
     if service.options.enable_log_requests:
         first = generation.requests[0]
