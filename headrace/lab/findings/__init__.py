@@ -3,18 +3,20 @@
 trust      which cells may be compared, and what weakens every claim
 compare    a metric over an ordered factor; chunked prefill on against off
 causes     Little's law, and the cost of a token
+best       the best cell of a metric and its ties
 headline   which setting, why, and how sure
 """
 
 from __future__ import annotations
 
 from headrace.lab.findings import causes, compare, trust
+from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
 from headrace.lab.findings.table import build
 from headrace.lab.records.results import Study
 
-__all__ = ["Finding", "explain"]
+__all__ = ["BestCells", "Finding", "best_cells", "explain"]
 
 
 def explain(study: Study) -> tuple[Finding, ...]:

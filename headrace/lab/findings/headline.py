@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.lab.findings.best import best_cells
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.stats import allowance, ratio
+from headrace.lab.findings.stats import ratio
 from headrace.lab.findings.table import STRANGER, Table, describe, mean, means
 from headrace.lab.findings.trust import disturbed
 from headrace.lab.findings.words import METRIC_WORDS, names, percent, plural, quantity
@@ -35,9 +36,11 @@ def choose(table: Table) -> Choice | None:
     metric = _shared(_THROUGHPUT, cells)
     if len(cells) < 2 or metric is None:
         return None
-    best = max(cells, key=lambda cell: mean(cell, metric) or 0.0)
-    tied = [cell for cell in cells if cell is best or not _behind(cells, metric, cell, best)]
-    cell = _by_latency(tied) or best
+    ranked = best_cells(table, metric)
+    if ranked is None:
+        return None
+    tied = [cell for cell in cells if cell is ranked.best or cell in ranked.tied]
+    cell = _by_latency(tied) or ranked.best
     ties = tuple(one for one in tied if one is not cell)
     return Choice(cell, ties, tuple(one for one in ties if not _told_apart(cell, one, len(ties))), metric)
 
@@ -147,14 +150,6 @@ def _load_only(table: Table, metric: str) -> Finding:
         f"{best.name} ({quantity(metric, mean(best, metric) or 0.0)})."
     )
     return Finding("headline", "throughput", claim, {metric: values}, tuple(cell.name for cell in table.cells))
-
-
-def _behind(cells: Sequence[Cell], metric: str, cell: Cell, best: Cell) -> bool:
-    """The cell yields less than the best, by more than noise."""
-    found = ratio(metric, cell, best, len(cells) - 1)
-    if found is not None and found.basis == "paired repeats":
-        return found.distinct and found.value > 1
-    return (mean(best, metric) or 0.0) > (mean(cell, metric) or 0.0) * (1 + allowance(metric, cells))
 
 
 def _by_latency(ties: Sequence[Cell]) -> Cell | None:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headrace.lab.findings.best import best_cells
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.stats import allowance
 from headrace.lab.findings.table import Table, build, sample, why_invalid
 from headrace.lab.records.results import Cell, CellStatus, RunResult, Study
 from headrace.lab.report.text import count, fact, flatten, joined_units, number, plain, show
@@ -50,9 +50,9 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor, not_counted.get(cell.name, ()))
         for place, cell in enumerate(study.cells)
     )
-    ranked = [(view, cell) for view, cell in zip(cells, study.cells, strict=True) if cell in table.same_load]
+    views = {id(cell): view for view, cell in zip(cells, study.cells, strict=True)}
     # What the headline ranks by: output throughput, or the total where a cell lacks it.
-    rate = OUTPUT_RATE if all(OUTPUT_RATE.key in view.values for view, _ in ranked) else TOTAL_RATE
+    rate = OUTPUT_RATE if all(OUTPUT_RATE.key in views[id(cell)].values for cell in table.same_load) else TOTAL_RATE
     anchors: dict[str, str] = {}
     for cell in cells:
         anchors.setdefault(cell.name, cell.anchor)
@@ -68,7 +68,7 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         factor=plain(factor, 80),
         cells=cells,
         findings=tuple(_finding_view(finding, anchors) for finding in findings),
-        best=tuple(best for metric in (rate, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, ranked))),
+        best=tuple(best for metric in (rate, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, table, views))),
         facts=tuple(fact(plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
     )
 
@@ -212,19 +212,13 @@ def _warning_reasons(cells: Sequence[CellView]) -> list[str]:
     return [f"Every run: {text}" for text in shared] + counted
 
 
-def _best(metric: Metric, ranked: Sequence[tuple[CellView, Cell]]) -> Best | None:
-    """Among cells under the same load: others cannot be ranked by their settings."""
-    found = [(view, cell, view.values[metric.key]) for view, cell in ranked if metric.key in view.values]
-    if len(found) < 2:
+def _best(metric: Metric, table: Table, views: Mapping[int, CellView]) -> Best | None:
+    found = best_cells(table, metric.key)
+    if found is None:
         return None
-    best, _, value = (min if metric.lower_is_better else max)(found, key=lambda entry: entry[2].mean)
-    share = allowance(metric.key, [cell for _, cell, _ in found])
-    tied = tuple(
-        view
-        for view, _, other in found
-        if view is not best and abs(other.mean - value.mean) <= share * min(value.mean, other.mean)
-    )
-    return Best(metric, best, value, tied, share)
+    best = views[id(found.best)]
+    tied = tuple(views[id(cell)] for cell in found.tied)
+    return Best(metric, best, best.values[metric.key], tied, found.within, found.basis)
 
 
 def as_json(value: Any) -> Any:

@@ -25,7 +25,7 @@ from headrace.errors import ConfigError
 from headrace.lab.report import charts, tables
 from headrace.lab.report.panels import Dashboard, Panel, dashboards
 from headrace.lab.report.svg import key_symbol, panel_svg
-from headrace.lab.report.text import count, percent, with_unit
+from headrace.lab.report.text import count, with_unit
 from headrace.lab.report.view import FindingView, StudyView
 
 esc = html.escape
@@ -167,7 +167,7 @@ def _best(view: StudyView) -> str:
         f"<td>{_cell_link(best.cell.name, best.cell.anchor)}</td>"
         f"<td>{with_unit(best.value.mean, best.metric.unit)}<small>{esc(best.value.sample_words)}</small></td>"
         f"<td>{' '.join(_cell_link(cell.name, cell.anchor) for cell in best.tied) or 'none'}"
-        f"<small>within {esc(percent(best.share))} ({esc(best.basis)})</small></td></tr>"
+        f"<small>{esc(best.tie_words)}</small></td></tr>"
         for best in view.best
     )
     return (

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headrace.lab.records.results import CellStatus
-from headrace.lab.report.text import percent, plain, with_unit
+from headrace.lab.report.text import plain, with_unit
 from headrace.lab.report.view import StudyView
 
 MAX_LINES = 30
@@ -72,7 +72,7 @@ def _best(view: StudyView, width: int) -> list[Line]:
         names = ", ".join(cell.name for cell in best.tied) or "none"
         text = (
             f"best {best.metric.label}: {best.cell.name}, {with_unit(best.value.mean, best.metric.unit)} ({n}); "
-            f"tied within {percent(best.share)}: {names}"
+            f"tied {best.tie_words}: {names}"
         )
         lines += _wrap(text, width, "", 2)
     return lines

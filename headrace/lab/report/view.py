@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.lab.records.results import CellStatus
-from headrace.lab.report.text import with_unit
+from headrace.lab.report.text import percent, with_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +172,23 @@ class Banner:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best comparable cell of one metric, and the cells tied with it: within `share`, the allowance for noise."""
+    """The best comparable cell of one metric, and the cells tied with it: those within `within`, the allowance for
+    noise, or those that the pairs of their repeats do not tell apart (then `within` is None)."""
 
     metric: Metric
     cell: CellView
     value: Value
     tied: tuple[CellView, ...]
-    share: float
+    within: float | None
+    basis: str
 
     @property
-    def basis(self) -> str:
-        """Where the allowance comes from."""
-        return "single runs" if self.value.n == 1 else "95\u00a0% interval, from repeats"
+    def tie_words(self) -> str:
+        """What makes a tie here: `within 4 % (single runs)`, `by paired repeats (95 % interval)`."""
+        if self.within is None:
+            return "by paired repeats (95\u00a0% interval)"
+        basis = self.basis if self.basis == "single runs" else f"95\u00a0% interval, from {self.basis}"
+        return f"within {percent(self.within)} ({basis})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,19 +67,21 @@ def write_report(
             f"--out {page}: the report's JSON twin would overwrite it or the study; use a name like report.html"
         )
     write_where_asked(page, page_html(views), what=f"the report {page}")
-    write_where_asked(twin, twin_json(studies, findings_by_study), what=f"the report's twin {twin}")
+    write_where_asked(twin, twin_json(studies, findings_by_study, views), what=f"the report's twin {twin}")
     return ReportPaths(page, twin, views)
 
 
-def twin_json(studies: Sequence[Study], findings_by_study: Sequence[Sequence[Finding]]) -> str:
+def twin_json(
+    studies: Sequence[Study], findings_by_study: Sequence[Sequence[Finding]], views: Sequence[StudyView]
+) -> str:
     """The report as JSON: each study and its findings as they came in, and what the charts show."""
     entries = [
         {
             "study": asdict(study),
             "findings": [asdict(finding) for finding in findings],
-            "charts": [asdict(board) for board in dashboards(study_view(study, findings, index))],
+            "charts": [asdict(board) for board in dashboards(view)],
         }
-        for index, (study, findings) in enumerate(zip(studies, findings_by_study, strict=True))
+        for study, findings, view in zip(studies, findings_by_study, views, strict=True)
     ]
     twin = as_json({"schema_version": TWIN_VERSION, "kind": "headrace report", "studies": entries})
     return json.dumps(twin, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
