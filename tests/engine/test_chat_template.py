@@ -59,6 +59,28 @@ def test_real_templates_render_as_transformers_renders_them(shared_data: Path, n
 
 
 @pytest.mark.parametrize(
+    "name", ["vllm/tool_chat_template_hermes.jinja", "vllm/tool_chat_template_llama3.1_json.jinja"]
+)
+def test_templates_show_tools_calls_and_results_as_transformers_does(shared_data: Path, name: str) -> None:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "Where"}}}
+    function = {"name": "weather", "description": "Weather now", "parameters": parameters}
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    talk = [
+        TALK[0],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+    ]
+    given: dict[str, Any] = {"tools": [{"type": "function", "function": function}], "documents": None, **TOKENS}
+    text = (shared_data / "chat-templates" / name).read_text()
+    ours = ChatTemplate(text, TOKENS).render(talk, tools=given["tools"])
+    assert ours == _compile_jinja_template(text).render(messages=talk, add_generation_prompt=True, **given)
+    assert "weather" in ours and "rain" in ours
+    assert ChatTemplate(text, TOKENS).reads("tools") and not ChatTemplate("{{ messages }}", TOKENS).reads("tools")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
