@@ -82,7 +82,9 @@ def judge_cell(
     failures = [run.seal.failure for run in runs if run.seal.failure is not None]
     refused = next((failure for failure in failures if failure.rule is not None), None)
     if refused is not None and not results:
-        return Cell(cell.name, cell.settings, CellStatus.ILLEGAL, rule=refused.rule, reason=refused.message)
+        return Cell(
+            cell.name, cell.settings, CellStatus.ILLEGAL, rule=refused.rule, reason=refused.message, refused=True
+        )
     if not results:
         if failures:
             return Cell(cell.name, cell.settings, CellStatus.FAILED, reason=_failed(failures, repeats))

@@ -1,10 +1,11 @@
 """Claims derived by code: `explain(study)` -> findings, the most useful first.
 
-trust      which cells may be compared, and what weakens every claim
-compare    a metric over an ordered factor; chunked prefill on against off
-causes     Little's law, and the cost of a token
-best       the best cell of a metric and its ties
-headline   which setting, why, and how sure
+disturbance  which runs other processes slowed down
+trust        which cells may be compared, and what weakens every claim
+compare      a metric over an ordered factor; chunked prefill on against off
+causes       Little's law, and the cost of a token
+best         the best cell of a metric and its ties
+headline     which setting, why, and how sure
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def explain(study: Study) -> tuple[Finding, ...]:
     """
     table = build(study)
     choice = choose(table)
-    return (
+    claims = (
         headline(table),
         *compare.thresholds(table),
         *causes.step_time(table),
@@ -35,6 +36,10 @@ def explain(study: Study) -> tuple[Finding, ...]:
         *compare.trends(table),
         *compare.step_mix(table),
         *compare.on_off(table),
+        *compare.undecided(table),
+    )
+    return (
+        *trust.with_disturbance(table, claims),
         *trust.left_out(table),
         *trust.not_measured(table),
         *trust.caveats(table),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.lab.findings.stats import allowance, ratio
@@ -35,17 +36,17 @@ def best_cells(table: Table, metric: str) -> BestCells | None:
     choose = max if metric in MORE_IS_BETTER else min
     best = choose(cells, key=lambda cell: mean(cell, metric) or 0.0)
     within = allowance(metric, cells)
-    found = [(cell, _behind(metric, cell, best, within, len(cells) - 1)) for cell in cells if cell is not best]
+    found = [(cell, _behind(metric, cell, best, within, cells)) for cell in cells if cell is not best]
     paired = all(by_pairs for _, (_, by_pairs) in found)
     basis = PAIRED if paired else "single runs" if min(len(cell.runs) for cell in cells) < 2 else "repeats"
     tied = tuple(cell for cell, (behind, _) in found if not behind)
     return BestCells(metric, best, tied, None if paired else within, basis)
 
 
-def _behind(metric: str, cell: Cell, best: Cell, within: float, comparisons: int) -> tuple[bool, bool]:
+def _behind(metric: str, cell: Cell, best: Cell, within: float, cells: Sequence[Cell]) -> tuple[bool, bool]:
     """(the cell is worse than the best by more than noise, pairs of repeats decided it)."""
     more = metric in MORE_IS_BETTER
-    found = ratio(metric, cell, best, comparisons)
+    found = ratio(metric, cell, best, len(cells) - 1, cells)
     if found is not None and found.basis == PAIRED:
         return found.distinct and (found.value > 1) is more, True
     low, high = sorted((mean(cell, metric) or 0.0, mean(best, metric) or 0.0))

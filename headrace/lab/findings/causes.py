@@ -7,15 +7,20 @@ token needs only the run's totals.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.lab.findings.finding import Finding
+from headrace.lab.findings.stats import allowance, too_noisy
 from headrace.lab.findings.table import Table, mean
-from headrace.lab.findings.words import listed, milliseconds, number, percent, times
+from headrace.lab.findings.words import listed, milliseconds, number, percent, plural, times
 from headrace.lab.records.results import Cell, Json
 
 # TTFT this many times the time to compute a prompt is not explained by prefill.
 QUEUE_FACTOR = 5.0
+# The prompts' own computation explains TTFT when the mean is within these shares of what all of them take together:
+# about half where they are computed one after the other, all where one step takes them all.
+TOGETHER = (0.25, 1.5)
 # A step counts as full when it carries at least this share of its budget, as estimated from the run's totals.
 FULL_STEP = 0.8
 # Step time ~ tokens^k over full steps: from here on "nearly proportional", below the other "hardly grows".
@@ -45,7 +50,32 @@ class Flow:
     decode_s: float
     prefill_s: float
     prompt_tokens: float
+    output_tokens: float
+    completed: float
     decode_from: str
+
+    @property
+    def at_once(self) -> bool:
+        return self.cell.settings.get("request_rate") == "inf" and "ramp_up_strategy" not in self.cell.settings
+
+    @property
+    def places(self) -> tuple[float, str] | None:
+        """How many requests can run at once and what limits them; None where neither limit is stated."""
+        found: list[tuple[float, str]] = []
+        settings = self.cell.settings
+        if isinstance(seqs := settings.get("max_num_seqs"), int):
+            found.append((seqs, "max_num_seqs"))
+        blocks, size = settings.get("num_blocks"), settings.get("block_size")
+        if isinstance(blocks, int) and isinstance(size, int):
+            # a request holds its prompt and, on average over its life, half of its answer
+            held = self.prompt_tokens + self.output_tokens / 2
+            found.append((math.floor(blocks * size / held), f"the KV cache of {blocks * size} tokens"))
+        return min(found) if found else None
+
+    @property
+    def queues(self) -> bool:
+        """More requests are in the system than can run: the rest waits, whatever the device does."""
+        return self.places is not None and self.in_system > self.places[0]
 
 
 def flow_of(cell: Cell) -> Flow | None:
@@ -65,7 +95,7 @@ def flow_of(cell: Cell) -> Flow | None:
     prompt = tokens_in / completed
     return Flow(
         cell, throughput, throughput * (ttft_s + decode_s), throughput * decode_s, throughput * ttft_s, ttft_s,
-        decode_s, prompt * duration / (tokens_in + tokens_out), prompt, source,
+        decode_s, prompt * duration / (tokens_in + tokens_out), prompt, tokens_out / completed, completed, source,
     )  # fmt: skip
 
 
@@ -84,23 +114,25 @@ def _decode_s(cell: Cell, ttft_ms: float, completed: float, tokens_out: float) -
 
 
 def queueing(table: Table, chosen: Cell | None) -> list[Finding]:
-    """Is TTFT the wait for a place, or the computation of the prompt?  Told for `chosen`, checked in every cell."""
+    """Is TTFT the wait for a place, or the computation of the prompts?  Told for `chosen`, checked in every cell.
+
+    Waiting is claimed only where more requests are in the system than can run.
+    """
     flows = [flow for cell in table.cells if (flow := flow_of(cell)) is not None and _is_open(cell)]
-    waiting = [flow for flow in flows if flow.waiting >= 1 and flow.ttft_s >= QUEUE_FACTOR * flow.prefill_s]
+    long = [flow for flow in flows if flow.waiting >= 1 and flow.ttft_s >= QUEUE_FACTOR * flow.prefill_s]
+    waiting = [flow for flow in long if flow.queues]
     if not waiting:
-        return []
-    told = next((flow for flow in waiting if chosen is not None and flow.cell.name == chosen.name), waiting[0])
-    name, rate = told.cell.name, told.cell.settings.get("request_rate")
-    limit = told.cell.settings.get("max_num_seqs")
-    at_once = rate == "inf" and "ramp_up_strategy" not in told.cell.settings
-    opening = "At request rate inf TTFT" if at_once else "TTFT"
+        return _prefilled_together([flow for flow in long if flow.at_once], chosen)
+    told = _told(waiting, chosen)
+    name = told.cell.name
+    opening = "At request rate inf TTFT" if told.at_once else "TTFT"
     spent = number(told.ttft_s + told.decode_s)
     claim = (
         f"{opening} is waiting in the queue, not prefill. In {name} {number(told.in_system)} requests are in the "
         f"system on average ({number(told.throughput)} requests/s x {spent} s)"
     )
-    if isinstance(limit, int) and limit < told.in_system:
-        claim += f", but at most {limit} can run (max_num_seqs)"
+    if told.places is not None:
+        claim += f", but at most {told.places[0]:g} can run ({told.places[1]})"
     claim += (
         f": {number(told.decoding)} decode and {number(told.waiting)} wait for their first token. A mean TTFT of "
         f"{number(told.ttft_s)} s stands against {number(told.decode_s)} s of decoding and about "
@@ -115,7 +147,45 @@ def queueing(table: Table, chosen: Cell | None) -> list[Finding]:
     caveats = ["Little's law on printed means: it needs no steady state, but the means include the start and the end."]
     if told.decode_from != "E2EL - TTFT":
         caveats.append(f"The log has no end-to-end latency; decoding time is {told.decode_from}.")
-    numbers: dict[str, Json] = {
+    cells = tuple(flow.cell.name for flow in waiting)
+    return [Finding("queueing.ttft", "queueing", claim, _figures(flows), cells, tuple(caveats))]
+
+
+def _told(flows: Sequence[Flow], chosen: Cell | None) -> Flow:
+    return next((flow for flow in flows if chosen is not None and flow.cell.name == chosen.name), flows[0])
+
+
+def _prefilled_together(flows: Sequence[Flow], chosen: Cell | None) -> list[Finding]:
+    """All requests arrive at once and all can run: each first token waits for the other prompts' computation."""
+    explained = [
+        flow
+        for flow in flows
+        if flow.places is not None
+        and flow.completed <= flow.places[0]
+        and TOGETHER[0] <= flow.ttft_s / (flow.completed * flow.prefill_s) <= TOGETHER[1]
+    ]
+    if not explained:
+        return []
+    told = _told(explained, chosen)
+    assert told.places is not None  # chosen so above
+    tokens, budget = told.completed * told.prompt_tokens, told.cell.settings.get("max_num_batched_tokens")
+    claim = (
+        f"TTFT is the prefill of all prompts together, not a queue. In {told.cell.name} {told.completed:g} requests "
+        f"arrive at once and {told.places[0]:g} can run ({told.places[1]}); their prompts are {tokens:.0f} tokens"
+    )
+    if isinstance(budget, int) and budget > 0:
+        claim += f", at least {plural(math.ceil(tokens / budget), 'step')} of {budget} tokens"
+    claim += (
+        f". At the run's mean cost of a token that is about {milliseconds(1000 * told.completed * told.prefill_s)} "
+        f"for all of them, against a mean TTFT of {milliseconds(1000 * told.ttft_s)}."
+    )
+    caveats = ("The mean cost of a token contains decoding, so the prompts' time is an upper estimate.",)
+    cells = tuple(flow.cell.name for flow in explained)
+    return [Finding("ttft.prefill-together", "ttft", claim, _figures(explained), cells, caveats)]
+
+
+def _figures(flows: Sequence[Flow]) -> dict[str, Json]:
+    return {
         flow.cell.name: {
             "throughput_req_s": round(flow.throughput, 4),
             "in_system": round(flow.in_system, 1),
@@ -128,8 +198,6 @@ def queueing(table: Table, chosen: Cell | None) -> list[Finding]:
         }
         for flow in flows
     }
-    cells = tuple(flow.cell.name for flow in waiting)
-    return [Finding("queueing.ttft", "queueing", claim, numbers, cells, tuple(caveats))]
 
 
 def _is_open(cell: Cell) -> bool:
@@ -150,6 +218,8 @@ def step_time(table: Table) -> list[Finding]:
     costs = {cell.name: cost for cell in table.cells if (cost := _ms_per_token(cell)) is not None}
     if len(full) < 2 or not costs:
         return []
+    if too_noisy("median_itl_ms", allowance("median_itl_ms", [cell for *_, cell in full])):
+        return []  # an exponent from such steps would describe the machine's other work
     (t0, m0, _), (t1, m1, _) = full[0], full[-1]
     exponent = math.log(m1 / m0) / math.log(t1 / t0)
     grows = f"{times(t1 / t0)} times the tokens take {times(m1 / m0)} times the time"

@@ -1,7 +1,7 @@
 """Comparisons: a metric over an ordered factor, and chunked prefill on against off.
 
 Every rule is a pure function of the table; none knows a published number.  A rule that sees nothing but noise says so
-with the size of the noise, or says nothing.
+with the size of the noise; where the noise itself is large, `undecided` says that for all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.lab.findings.disturbance import taken
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.shapes import Shape, shape_of, spread
 from headrace.lab.findings.stats import (
@@ -18,9 +19,10 @@ from headrace.lab.findings.stats import (
     allowance,
     is_tail,
     ratio,
+    too_noisy,
 )
 from headrace.lab.findings.table import Factor, Series, Table, mean, means
-from headrace.lab.findings.words import METRIC_WORDS, listed, milliseconds, percent, quantity, sentence
+from headrace.lab.findings.words import METRIC_WORDS, listed, milliseconds, names, noise, percent, quantity, sentence
 from headrace.lab.records.results import Cell, Json
 
 # metric -> (finding id, topic, True when more is better)
@@ -34,29 +36,46 @@ _TRENDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("budget-trend.itl", "itl", ("mean_itl_ms", "median_tpot_ms")),
     ("budget-trend.tpot-tail", "tpot", ("p99_tpot_ms",)),
 )
+_TOPICS = {metric: topic for _, topic, metrics in _TRENDS for metric in metrics}
 _PAIRED_METRICS = ("duration", "output_throughput", "mean_ttft_ms")
+_PAIRED_TAIL = "p99_tpot_ms"
 # Of the cells on one side of a claim at most so many are quoted: the rest is in `numbers`.
 _MAX_QUOTED = 3
 # "No difference larger than 0.0 %" would claim more than anybody measured.
 _SMALLEST_SAID = 0.001
-# A curve that turns more often has no trend that a sentence could tell.
+# A curve that turns more often has no trend that a sentence could tell; single runs that go down, up and down again
+# show the machine rather than the factor.
 _MAX_SEGMENTS = 3
+_MAX_SEGMENTS_SINGLE = 2
 
 _Pair = tuple[float, Cell, Cell, Ratio]  # x, cell with chunked prefill, cell without, the ratio without/with
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One metric over one series: a value for each point, and their shape."""
+    """One metric over one series: a value for each point, and their shape as seen through the noise."""
 
     metric: str
     series: Series
     values: tuple[float, ...]
+    noise: float
     shape: Shape
 
     @property
     def cells(self) -> list[Cell]:
         return [cell for _, cell in self.series.points]
+
+    @property
+    def noisy(self) -> bool:
+        return too_noisy(self.metric, self.noise)
+
+    @property
+    def single(self) -> bool:
+        return any(len(cell.runs) < 2 for cell in self.cells)
+
+    @property
+    def no_trend(self) -> bool:
+        return len(self.shape.segments) > (_MAX_SEGMENTS_SINGLE if self.single else _MAX_SEGMENTS)
 
 
 def thresholds(table: Table) -> list[Finding]:
@@ -72,7 +91,7 @@ def thresholds(table: Table) -> list[Finding]:
         if seen is None:
             continue
         if seen.shape.flat:
-            flat.append(seen)
+            flat += [] if seen.noisy else [seen]
             continue
         claim = _threshold_claim(table.factor, seen, more_is_better)
         found.append(_finding(table, _named(identity, table.factor), "throughput", claim, [seen]))
@@ -91,7 +110,7 @@ def trends(table: Table) -> list[Finding]:
         together: list[list[_Seen]] = []
         for seen in filter(None, (_seen(table, metric) for metric in metrics)):
             if seen.shape.flat:
-                flat.append(seen)
+                flat += [] if seen.noisy else [seen]
                 continue
             group = next((group for group in together if _same_shape(group[0], seen)), None)
             if group is None:
@@ -102,8 +121,68 @@ def trends(table: Table) -> list[Finding]:
             name = _named(identity, table.factor) + ("" if index == 0 else f".{group[0].metric}")
             found.append(_finding(table, name, topic, _trend_claim(table.factor, group), group))
     if flat:
-        found.append(_flat(table, table.factor, "budget-trend.flat", "tpot", flat))
+        found.append(_flat(table, table.factor, "budget-trend.flat", _TOPICS[flat[0].metric], flat))
     return found
+
+
+def undecided(table: Table) -> list[Finding]:
+    """One finding for all that the noise hides: never "no difference" where a difference would not have shown."""
+    if table.factor is None:
+        return []
+    factor = table.factor
+    metrics = [metric for metric, *_ in _OUTCOMES if metric != "duration" or not factor.is_load] + list(_TOPICS)
+    trends = [seen for metric in metrics if (seen := _seen(table, metric)) and seen.shape.flat and seen.noisy]
+    pairs = [
+        (metric, row)
+        for _, common in _matched(table)
+        for metric in (*_PAIRED_METRICS, _PAIRED_TAIL)
+        for row in _ratios(metric, common)
+        if _hidden(metric, row)
+    ]
+    if not trends and not pairs:
+        return []
+    sizes: dict[str, float] = {seen.metric: seen.noise for seen in trends}
+    for metric, row in pairs:
+        sizes[metric] = max(sizes.get(metric, 0.0), row[3].noise)
+    questions: list[str] = []
+    if trends:
+        first, last = (factor.at(trends[0].series.points[index][0]) for index in (0, -1))
+        questions.append(
+            f"how {listed([METRIC_WORDS[seen.metric] for seen in trends])} depend on the {factor.noun} between {first} "
+            f"and {last} {factor.unit}"
+        )
+    if pairs:
+        at = listed([factor.at(x) for x in sorted({row[0] for _, row in pairs})])
+        what = listed([METRIC_WORDS[metric] for metric in dict.fromkeys(metric for metric, _ in pairs)])
+        questions.append(f"whether chunked prefill on or off changes {what} at {at} {factor.unit}")
+    claim = f"Cannot be decided: {' and '.join(questions)}. Run-to-run noise is {_noises(sizes)}."
+    cells = [cell.name for seen in trends for cell in seen.cells]
+    cells += [cell.name for _, (_, on, off, _) in pairs for cell in (on, off)]
+    numbers: dict[str, Json] = {"noise": {metric: round(size, 4) for metric, size in sizes.items()}}
+    identity = _named("budget-undecided", factor)
+    return [Finding(identity, "comparability", claim, numbers, tuple(dict.fromkeys(cells)))]
+
+
+def restless(table: Table, metric: str) -> float:
+    """How large the noise in single runs must be, by their own account: 0, or the smallest tolerance through which
+    they no longer go down, up and down again over the factor."""
+    seen = _seen(table, metric)
+    if seen is None or not seen.single or not seen.no_trend:
+        return 0.0
+    pairs = {abs(one / other - 1) for one in seen.values for other in seen.values}
+    return next(width for width in sorted(pairs) if len(shape_of(seen.values, width).segments) <= _MAX_SEGMENTS_SINGLE)
+
+
+def _noises(sizes: dict[str, float]) -> str:
+    """The largest of the means and medians, and of the tails."""
+    body = [size for metric, size in sizes.items() if not is_tail(metric)]
+    tails = [size for metric, size in sizes.items() if is_tail(metric)]
+    largest = [noise(max(some)) for some in (body, tails) if some]
+    reach = "up to " if len(body) > 1 and "more" not in largest[0] else ""
+    if len(largest) == 1 or largest[0] == largest[1]:
+        return reach + largest[0]
+    what = listed([METRIC_WORDS[metric] for metric in sizes if is_tail(metric)])
+    return f"{reach}{largest[0]} and {largest[1]} in {what}"
 
 
 def step_mix(table: Table) -> list[Finding]:
@@ -111,7 +190,7 @@ def step_mix(table: Table) -> list[Finding]:
     median, average = _seen(table, "median_itl_ms"), _seen(table, "mean_itl_ms")
     if table.factor is None or median is None or average is None or median.series is not average.series:
         return []
-    slack = 1 + allowance("mean_itl_ms", median.cells)
+    slack = 1 + average.noise
     for segment in median.shape.segments:
         low, high = segment.start, segment.end
         if segment.direction > 0 or average.values[high] <= average.values[low] * slack:
@@ -127,7 +206,7 @@ def step_mix(table: Table) -> list[Finding]:
         tail = _seen(table, "p99_itl_ms")
         if tail is not None and tail.series is median.series:
             group.append(tail)
-            if tail.values[high] > tail.values[low] * (1 + allowance("p99_itl_ms", median.cells)):
+            if tail.values[high] > tail.values[low] * (1 + tail.noise):
                 ends = f"{milliseconds(tail.values[low])} to {milliseconds(tail.values[high])}"
                 claim = claim[:-1] + f"; p99 ITL grows from {ends}."
         return [_finding(table, _named("budget-trend.itl-mix", table.factor), "itl", claim, group)]
@@ -139,15 +218,28 @@ def on_off(table: Table) -> list[Finding]:
     if table.factor is None:
         return []
     found: list[Finding] = []
-    for number, (on, off) in enumerate(_opposites(table.series)):
-        partner = dict(off.points)
-        common = [(x, cell, partner[x]) for x, cell in on.points if x in partner]
+    for number, (on, common) in enumerate(_matched(table)):
         # a study over several models or loads has a pair of series for each
         suffix = "" if number == 0 else f".{number + 1}"
-        if common:
-            found += _outcome_pairs(table, table.factor, on, common, suffix)
-            found += _tail_pairs(table, table.factor, common, suffix)
+        found += _outcome_pairs(table, table.factor, on, common, suffix)
+        found += _tail_pairs(table, table.factor, common, suffix)
     return found
+
+
+def _matched(table: Table) -> list[tuple[Series, list[tuple[float, Cell, Cell]]]]:
+    """The series with chunked prefill, with the cells that it and its opposite have at the same values."""
+    found = []
+    for on, off in _opposites(table.series):
+        partner = dict(off.points)
+        common = [(x, cell, partner[x]) for x, cell in on.points if x in partner]
+        if common:
+            found.append((on, common))
+    return found
+
+
+def _hidden(metric: str, row: _Pair) -> bool:
+    """No difference seen, and none that could have been."""
+    return not row[3].distinct and too_noisy(metric, row[3].noise)
 
 
 def _outcome_pairs(
@@ -163,26 +255,29 @@ def _outcome_pairs(
         for metric, rows in by_metric.items()
         for x, _, _, found in rows
     }
+    clear = {m: rows for m, rows in by_metric.items() if not any(_hidden(m, row) for row in rows)}
     apart = {x for x, _, _, found in every if found.distinct}
     alike = [x for x, _, _ in common if x not in apart]
     claims: list[str] = []
-    if alike:
-        largest = max(abs(found.value - 1) for x, _, _, found in every if x in alike)
+    if alike and clear:
+        largest = max(abs(found.value - 1) for rows in clear.values() for x, _, _, found in rows if x in alike)
         numbers["largest_difference_of_ties"] = round(largest, 4)
         claims.append(
             f"{sentence(_where(factor, on, alike))} chunked prefill on or off makes no difference in "
-            f"{listed([METRIC_WORDS[metric] for metric in by_metric])}: at most {percent(largest)}."
+            f"{listed([METRIC_WORDS[metric] for metric in clear])}: at most {percent(largest)}."
         )
     for metric, rows in by_metric.items():
         different = [row for row in rows if row[3].distinct]
         if different:
             claims.append(_different(metric, factor, different))
+    if not claims:
+        return []
     cells = tuple(cell.name for _, one, other in common for cell in (one, other))
     return [Finding(f"chunking.outcome{suffix}", "chunking", " ".join(claims), numbers, cells, _caveats(table, cells))]
 
 
 def _tail_pairs(table: Table, factor: Factor, common: Sequence[tuple[float, Cell, Cell]], suffix: str) -> list[Finding]:
-    metric = "p99_tpot_ms"
+    metric = _PAIRED_TAIL
     rows = _ratios(metric, common)
     distinct = sorted((row for row in rows if row[3].distinct), key=lambda row: -abs(row[3].value - 1))
     signs = {row[3].value > 1 for row in distinct}
@@ -209,7 +304,8 @@ def _tail_pairs(table: Table, factor: Factor, common: Sequence[tuple[float, Cell
 
 
 def _ratios(metric: str, common: Sequence[tuple[float, Cell, Cell]]) -> list[_Pair]:
-    found = [(x, one, other, ratio(metric, one, other, len(common))) for x, one, other in common]
+    among = [cell for _, one, other in common for cell in (one, other)]
+    found = [(x, one, other, ratio(metric, one, other, len(common), among)) for x, one, other in common]
     return [(x, one, other, value) for x, one, other, value in found if value is not None]
 
 
@@ -256,7 +352,8 @@ def _seen(table: Table, metric: str) -> _Seen | None:
         cells = [cell for _, cell in series.points]
         values = means(cells, metric)
         if len(cells) >= 2 and values is not None:
-            return _Seen(metric, series, tuple(values), shape_of(values, allowance(metric, cells)))
+            width = allowance(metric, cells)
+            return _Seen(metric, series, tuple(values), width, shape_of(values, width))
     return None
 
 
@@ -270,18 +367,22 @@ def _threshold_claim(factor: Factor, seen: _Seen, more_is_better: bool) -> str:
     at = [factor.at(x) for x, _ in seen.series.points]
     trend = _trend_claim(factor, [seen])
     pick = max if more_is_better else min
-    if factor.is_load:
+    if factor.is_load or seen.no_trend:
         return trend
     if shape.plateau is not None and shape.directions == ((1,) if more_is_better else (-1,)):
         worse = "the run takes longer" if metric == "duration" else f"{METRIC_WORDS[metric]} is lower"
         start = at[shape.plateau]
         best = pick(range(shape.plateau, len(values)), key=lambda index: values[index])
         below = [f"{quantity(metric, values[index])} at {at[index]}" for index in range(shape.plateau)][-_MAX_QUOTED:]
-        return (
+        claim = (
             f"Below a {factor.noun} of {start} {factor.unit} {worse}: {listed(below)} against "
-            f"{quantity(metric, values[best])} at {at[best]}; from {start} on all {factor.noun}s lie within "
-            f"{percent(shape.spread)}, best at {at[best]}."
+            f"{quantity(metric, values[best])} at {at[best]}"
         )
+        if seen.noisy:
+            return f"{claim}; from {start} on it cannot be decided which is best (noise {noise(seen.noise)})."
+        return f"{claim}; from {start} on all {factor.noun}s lie within {percent(shape.spread)}, best at {at[best]}."
+    if seen.noisy:
+        return trend  # which value is best is more than the noise lets see
     best = pick(range(len(values)), key=lambda index: values[index])
     end = {0: ", the smallest tried", len(values) - 1: ", the largest tried"}.get(best, "")
     return f"{trend[:-1]}: best at {at[best]}{end}."
@@ -293,7 +394,7 @@ def _trend_claim(factor: Factor, group: Sequence[_Seen]) -> str:
     at = [factor.at(x) for x, _ in group[0].series.points]
     what = sentence(listed([METRIC_WORDS[seen.metric] for seen in group]))
     one = len(group) == 1
-    if len(shape.segments) > _MAX_SEGMENTS:
+    if any(seen.no_trend for seen in group):
         ends = listed([_ends(seen.metric, min(seen.values), max(seen.values)) for seen in group])
         return f"{what} {'has' if one else 'have'} no clear trend over the {factor.noun} ({ends})."
     verb = {1: "rises", -1: "falls"} if one else {1: "rise", -1: "fall"}
@@ -302,7 +403,9 @@ def _trend_claim(factor: Factor, group: Sequence[_Seen]) -> str:
         ends = listed([_ends(seen.metric, seen.values[segment.start], seen.values[segment.end]) for seen in group])
         parts.append(f"{verb[segment.direction]} from {at[segment.start]} to {at[segment.end]} {factor.unit} ({ends})")
     claim = f"{what} {', then '.join(parts)}"
-    if shape.plateau is not None:
+    if shape.plateau is not None and any(seen.noisy for seen in group):
+        claim += f"; from there on nothing can be decided (noise {noise(max(seen.noise for seen in group))})"
+    elif shape.plateau is not None:
         width = max(spread(seen.values[shape.plateau :]) for seen in group)
         claim += f" and {'is' if one else 'are'} flat from there on (within {percent(width)})"
     elif len(shape.segments) == 1 and len(at) > 2:
@@ -340,8 +443,8 @@ def _finding(table: Table, identity: str, topic: str, claim: str, group: Sequenc
         seen.metric: {table.factor.at(x): value for (x, _), value in zip(seen.series.points, seen.values, strict=True)}
         for seen in group
     }
-    numbers["tolerance"] = round(allowance(group[0].metric, group[0].cells), 4)
-    if shape.plateau is not None:
+    numbers["tolerance"] = round(group[0].noise, 4)
+    if shape.plateau is not None and not any(seen.noisy for seen in group):
         numbers["flat_from"] = table.factor.at(series.points[shape.plateau][0])
         numbers["spread_where_flat"] = round(max(spread(seen.values[shape.plateau :]) for seen in group), 4)
     cells = tuple(cell.name for cell in group[0].cells)
@@ -353,9 +456,18 @@ def _caveats(table: Table, cells: Sequence[str], *, tail: bool = False) -> tuple
     """What weakens a comparison of these cells: single runs, and settings that moved with the factor."""
     compared = [cell for cell in table.cells if cell.name in cells]
     caveats: list[str] = []
-    if any(len(cell.runs) < 2 for cell in compared):
-        tails = f" ({percent(ONE_RUN_TAIL_ALLOWANCE)} in a p99)" if tail else ""
-        caveats.append(f"One run a cell: differences up to {percent(ONE_RUN_ALLOWANCE)}{tails} count as noise.")
+    single = [cell.name for cell in compared if len(cell.runs) < 2]
+    if len(single) == len(compared):
+        if taken(compared) == 0:  # else the disturbance decides, and is told
+            tails = f" ({percent(ONE_RUN_TAIL_ALLOWANCE)} in a p99)" if tail else ""
+            caveats.append(f"One run a cell: differences up to {percent(ONE_RUN_ALLOWANCE)}{tails} count as noise.")
+    elif single:
+        caveats.append(f"One run only in {names(single)}: it has no spread of its own.")
+    if table.factor is not None and any(restless(table, metric) for metric, *_ in _OUTCOMES):
+        caveats.append(
+            f"Single runs that go up and down over the {table.factor.noun} like these show the machine more than the "
+            "setting: repeat them."
+        )
     moved: dict[str, list[str]] = {}
     for cell in compared:
         for key, (_, used) in cell.substituted.items():

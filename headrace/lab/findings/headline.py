@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.lab.findings.best import best_cells
+from headrace.lab.findings.compare import restless
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.stats import ratio
+from headrace.lab.findings.stats import allowance, ratio, too_noisy
 from headrace.lab.findings.table import STRANGER, Table, describe, mean, means
-from headrace.lab.findings.trust import disturbed
-from headrace.lab.findings.words import METRIC_WORDS, names, percent, plural, quantity
+from headrace.lab.findings.trust import others_took, warned
+from headrace.lab.findings.words import METRIC_WORDS, names, noise, percent, plural, quantity, sentence
 from headrace.lab.records.results import Cell, Json
 
 # Throughput decides first; among ties the latencies do, a doubling of one weighing as much as of the other.
@@ -22,12 +23,18 @@ _TRADE = (("p99_tpot_ms", "p99_itl_ms", "mean_tpot_ms"), ("mean_ttft_ms", "media
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The recommended cell.  `ties` (without it) are as good in throughput; `alike` are those of them that no latency
-    tells apart from it either."""
+    tells apart from it either.  `noise` is the relative difference in throughput that noise can make."""
 
     cell: Cell
     ties: tuple[Cell, ...]
     alike: tuple[Cell, ...]
     metric: str
+    noise: float
+
+    @property
+    def undecided(self) -> bool:
+        """The ties may be far apart: the noise hides it."""
+        return bool(self.ties) and too_noisy(self.metric, self.noise)
 
 
 def choose(table: Table) -> Choice | None:
@@ -42,11 +49,20 @@ def choose(table: Table) -> Choice | None:
     tied = [cell for cell in cells if cell is ranked.best or cell in ranked.tied]
     cell = _by_latency(tied) or ranked.best
     ties = tuple(one for one in tied if one is not cell)
-    return Choice(cell, ties, tuple(one for one in ties if not _told_apart(cell, one, len(ties))), metric)
+    alike = tuple(one for one in ties if not _told_apart(cell, one, ties))
+    return Choice(cell, ties, alike, metric, allowance(metric, cells))
 
 
 def headline(table: Table) -> Finding:
-    """A recommendation with its reason, or one sentence on why there is none."""
+    """A recommendation with its reason, or one sentence on why there is none; then what other processes took."""
+    found = _verdict(table)
+    took = others_took(table, found.cells)
+    if took is None:
+        return found
+    return replace(found, claim=f"{found.claim} {took} Repeat them on a quiet machine.")
+
+
+def _verdict(table: Table) -> Finding:
     if len(table.cells) < 2:
         return _nothing(table)
     metric = _shared(_THROUGHPUT, table.cells)
@@ -55,6 +71,10 @@ def headline(table: Table) -> Finding:
     choice = choose(table)
     if choice is None:
         return _load_only(table, metric)
+    if choice.undecided:
+        return _undecided(table, choice)
+    if unrest := _unrest(table, choice):
+        return unrest
     if len(choice.alike) + 1 == len(table.same_load):
         return _indifferent(table, choice)
     return _recommendation(table, choice)
@@ -85,7 +105,8 @@ def _recommendation(table: Table, choice: Choice) -> Finding:
         runner_up = max(behind, key=lambda one: mean(one, metric) or 0.0)
         lead = value / (mean(runner_up, metric) or value) - 1
         numbers["lead"] = round(lead, 4)
-        claim += f", {percent(lead)} above the next best ({runner_up.name}), more than noise explains."
+        reach = f"the {percent(choice.noise)} that single runs may differ by" if single else "noise explains"
+        claim += f", {percent(lead)} above the next best ({runner_up.name}), more than {reach}."
     caveats: list[str] = []
     if single:
         advice = (
@@ -95,7 +116,7 @@ def _recommendation(table: Table, choice: Choice) -> Finding:
     if cell.substituted:
         changed = ", ".join(f"{key} {used} instead of {wanted}" for key, (wanted, used) in cell.substituted.items())
         caveats.append(f"{cell.name} also has {changed}.")
-    shaky = disturbed(table.same_load)
+    shaky = warned(table.same_load)
     if shaky:
         caveats.append(f"{len(shaky)} of {len(table.same_load)} compared cells carry warnings about their runs.")
     if any(run.settings.get("profile") is True for run in cell.runs):
@@ -113,9 +134,54 @@ def _indifferent(table: Table, choice: Choice) -> Finding:
         "no latency tells them apart."
     )
     single = any(len(one.runs) < 2 for one in cells)
-    caveats = ("One run a cell: repeats could show smaller differences.",) if single else ()
+    smaller = f"Differences below {percent(choice.noise)} would not show."
+    caveats = ("One run a cell: repeats could show smaller differences." if single else smaller,)
     numbers: dict[str, Json] = {"metric": choice.metric, "tie_spread": round(width, 4)}
     return Finding("headline", "throughput", claim, numbers, tuple(one.name for one in cells), caveats)
+
+
+def _undecided(table: Table, choice: Choice) -> Finding:
+    """Noise hides which of the best is best: what can be said is which cells are behind."""
+    what = METRIC_WORDS[choice.metric]
+    tied = (choice.cell, *choice.ties)
+    behind = [one for one in table.same_load if one not in tied]
+    values = means(tied, choice.metric) or [1.0]
+    numbers: dict[str, Json] = {
+        "metric": choice.metric,
+        "noise": round(choice.noise, 4),
+        "tie_spread": round(max(values) / min(values) - 1, 4),
+    }
+    claim = (
+        f"Which setting is best cannot be decided: run-to-run noise in {what} is {noise(choice.noise)}, and "
+        f"{'the' if behind else 'all'} {plural(len(tied), 'cell')} {'ahead ' if behind else ''}lie within it "
+        f"({quantity(choice.metric, min(values))} to {quantity(choice.metric, max(values))})."
+    )
+    if behind:
+        verb = "is" if len(behind) == 1 else "are"
+        claim += f" Only {names([one.name for one in behind])} {verb} slower by more than that."
+    if others_took(table) is None:
+        claim += " Repeat on a quieter machine, or with more repeats."
+    return Finding("headline", "throughput", claim, numbers, tuple(one.name for one in table.same_load))
+
+
+def _unrest(table: Table, choice: Choice) -> Finding | None:
+    """Single runs that go up and down over the factor by more than the best is ahead."""
+    best, *rest = sorted(((mean(one, choice.metric) or 0.0), one.name) for one in table.same_load)[::-1]
+    size = restless(table, choice.metric)
+    if table.factor is None or size == 0 or best[0] > rest[0][0] * (1 + size):
+        return None
+    values = [value for value, _ in (best, *rest)]
+    claim = (
+        f"Which setting is best cannot be decided: over the {table.factor.noun} the single runs go up and down by more "
+        f"than {percent(size)}, which shows the machine more than the setting. {sentence(METRIC_WORDS[choice.metric])} "
+        f"is highest in {best[1]} ({quantity(choice.metric, best[0])}, {rest[0][1]} "
+        f"{quantity(choice.metric, rest[0][0])}): repeat the cells, interleaved, on a quiet machine."
+    )
+    numbers: dict[str, Json] = {
+        "metric": choice.metric, "noise": round(size, 4), "tie_spread": round(max(values) / min(values) - 1, 4)
+    }  # fmt: skip
+    cells = tuple(one.name for one in table.same_load)
+    return Finding("headline", "throughput", claim, numbers, cells, ("One run a cell.",))
 
 
 def _nothing(table: Table) -> Finding:
@@ -135,10 +201,12 @@ def _nothing(table: Table) -> Finding:
         for metric in ("output_throughput", "mean_ttft_ms", "median_tpot_ms")
         if (value := mean(cell, metric)) is not None
     ]
-    strangers = any(why == STRANGER for _, why in table.left_out)
-    why = "No two cells had the same workload on the same model" if strangers else f"Only {cell.name} is usable"
+    if any(why == STRANGER for _, why in table.left_out):
+        why = "No two cells had the same workload on the same model"
+    else:
+        why = "The study has one cell" if total == 1 else f"Of {total} cells only one could be measured"
     claim = f"{why}, so there is nothing to compare"
-    claim += f" ({cell.name}: {', '.join(figures)})." if figures else "."
+    claim += f". {cell.name}: {', '.join(figures)}." if figures else f" ({cell.name})."
     return Finding("headline", "comparability", claim, numbers, (cell.name,))
 
 
@@ -161,10 +229,10 @@ def _by_latency(ties: Sequence[Cell]) -> Cell | None:
     return ties[scores.index(min(scores))]
 
 
-def _told_apart(one: Cell, other: Cell, comparisons: int) -> bool:
+def _told_apart(one: Cell, other: Cell, ties: Sequence[Cell]) -> bool:
     """Some latency of the trade differs by more than noise."""
     metrics = [name for options in _TRADE if (name := _shared(options, [one, other])) is not None]
-    found = [ratio(metric, one, other, comparisons) for metric in metrics]
+    found = [ratio(metric, one, other, len(ties), (one, *ties)) for metric in metrics]
     return any(value is not None and value.distinct for value in found)
 
 
@@ -189,7 +257,7 @@ def _sure_latency(cell: Cell, others: Sequence[Cell]) -> str | None:
     metric = _shared(_TRADE[0], [cell, *others])
     if metric is None:
         return None
-    found = [ratio(metric, cell, other, len(others)) for other in others]
+    found = [ratio(metric, cell, other, len(others), (cell, *others)) for other in others]
     return metric if all(one is not None and one.distinct and one.value > 1 for one in found) else None
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from headrace.lab.findings.table import FOREIGN_CPU, sample
+from headrace.lab.findings.disturbance import taken
+from headrace.lab.findings.table import sample
 from headrace.lab.records.results import Cell
 
 # One run a cell has no spread of its own.  Repeats of one setting on one machine commonly differ by a few per cent
@@ -17,13 +19,19 @@ ONE_RUN_TAIL_ALLOWANCE = 0.25
 # With repeats the interval decides, but a difference below this is of no use to anybody, however certain.
 REPEATED_FLOOR = 0.01
 CONFIDENCE = 0.95
+# Noise beyond this hides what a setting commonly changes: then "no difference" is not known, and must not be said.
+UNDECIDABLE = 0.15
+UNDECIDABLE_TAIL = 0.40
+# Logarithms of ratios beyond this come from damaged figures, and must not overflow.
+_WIDEST = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """b/a of one metric in two cells, with the interval inside which it cannot be told from other values.
 
-    basis   "paired repeats", "repeats" (Welch) or "single runs" (the interval is the stated allowance)
+    basis   "paired repeats" (what all cells of one repeat share is taken out), "repeats", or "single runs" (the
+            interval is the stated allowance)
     """
 
     value: float
@@ -37,21 +45,32 @@ class Ratio:
         floor = 0.0 if self.basis == "single runs" else REPEATED_FLOOR
         return not (self.low <= 1 <= self.high) and abs(self.value - 1) > floor
 
+    @property
+    def noise(self) -> float:
+        """Half the interval's width, as a relative difference."""
+        return self.high / self.value - 1
+
 
 def is_tail(metric: str) -> bool:
     """p90, p99, p99.9, max: figures that rest on few requests."""
     return metric.startswith(("p9", "max_"))
 
 
-def one_run_allowance(metric: str, cells: Sequence[Cell]) -> float:
-    """The stated allowance for single runs, widened by what neighbours took of the processor while they ran.
+def too_noisy(metric: str, noise: float) -> bool:
+    """With this much noise, that a difference is not seen says nothing."""
+    return noise > (UNDECIDABLE_TAIL if is_tail(metric) else UNDECIDABLE)
 
-    A run that had only the share 1 - f of the machine may have been slower by 1/(1 - f) for that alone.
-    """
-    base = ONE_RUN_TAIL_ALLOWANCE if is_tail(metric) else ONE_RUN_ALLOWANCE
-    shares = [run.settings.get(FOREIGN_CPU) for cell in cells for run in cell.runs]
-    taken = max((share for share in shares if isinstance(share, float) and 0 <= share < 1), default=0.0)
-    return (1 + base) / (1 - taken) - 1
+
+def one_run_allowance(metric: str, cells: Sequence[Cell]) -> float:
+    """The stated allowance for single runs, but never less than what repeats of any of these cells lie apart,
+    widened by what other processes took of the machine."""
+    return _widened(_stated(metric, cells), cells)
+
+
+def _stated(metric: str, cells: Sequence[Cell]) -> float:
+    stated = ONE_RUN_TAIL_ALLOWANCE if is_tail(metric) else ONE_RUN_ALLOWANCE
+    repeated = [values for cell in cells if len(values := sample(cell, metric)) > 1 and min(values) > 0]
+    return max([stated, *(max(values) / min(values) - 1 for values in repeated)])
 
 
 def allowance(metric: str, cells: Sequence[Cell]) -> float:
@@ -59,73 +78,111 @@ def allowance(metric: str, cells: Sequence[Cell]) -> float:
 
     With at least two runs in every cell: Tukey's honestly significant difference from the pooled spread between
     repeats (the largest of all the pairs stays below it in 95 % of studies without any effect), but never below
-    REPEATED_FLOOR.  Otherwise the stated allowance for single runs.
+    REPEATED_FLOOR.  Otherwise the stated allowance for single runs.  Either is widened where runs were disturbed.
     """
-    samples = [sample(cell, metric) for cell in cells]
-    if not samples or min(map(len, samples)) < 2:
+    error = _error(metric, cells)
+    if error is None:
         return one_run_allowance(metric, cells)
-    centres = [sum(values) / len(values) for values in samples]
-    squares = sum(
-        (value / centre - 1) ** 2
-        for values, centre in zip(samples, centres, strict=True)
-        if centre > 0
-        for value in values
-    )
-    freedom = sum(len(values) - 1 for values in samples)
-    spread = math.sqrt(squares / freedom)
-    return max(REPEATED_FLOOR, _range(len(cells), freedom) * spread / math.sqrt(min(map(len, samples))))
+    fewest = min(len(sample(cell, metric)) for cell in cells)
+    half = min(_range(len(cells), error.freedom) * error.spread / math.sqrt(fewest), _WIDEST)
+    return _widened(max(REPEATED_FLOOR, math.expm1(half)), cells)
 
 
-def ratio(metric: str, a: Cell, b: Cell, comparisons: int = 1) -> Ratio | None:
+def ratio(metric: str, a: Cell, b: Cell, comparisons: int = 1, among: Sequence[Cell] = ()) -> Ratio | None:
     """b over a for one metric; None when either lacks it or is zero.  Works on logarithms, so a/b mirrors b/a.
 
     `comparisons` is how many such ratios one claim looks at: the interval of each widens with it (Bonferroni).
+    `among` are cells of the same study, a and b included: the spread between repeats is pooled over all of them,
+    since three repeats of two cells alone say little about it.
     """
     left, right = sample(a, metric), sample(b, metric)
     if not left or not right or min(*left, *right) <= 0:
         return None
-    if len(left) < 2 or len(right) < 2:
+    repeated = [cell for cell in among if len(sample(cell, metric)) > 1]
+    error = _error(metric, repeated) if a in repeated and b in repeated else _error(metric, (a, b))
+    if error is None:
         value = (sum(right) / len(right)) / (sum(left) / len(left))
-        slack = 1 + one_run_allowance(metric, (a, b))
+        slack = 1 + _widened(_stated(metric, among or (a, b)), (a, b))
         return Ratio(value, value / slack, value * slack, "single runs")
-    pairs = _paired(metric, a, b)
-    if len(pairs) >= 2:
-        logs = [math.log(y / x) for x, y in pairs]
-        centre, variance = _moments(logs)
-        half = _t(len(logs) - 1, comparisons) * math.sqrt(variance / len(logs))
-        return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), "paired repeats")
-    (m1, v1), (m2, v2) = _moments([math.log(x) for x in left]), _moments([math.log(y) for y in right])
-    e1, e2 = v1 / len(left), v2 / len(right)
-    error = e1 + e2
-    # Welch-Satterthwaite; without any spread the interval is a point and its degrees do not matter
-    freedom = error**2 / (e1**2 / (len(left) - 1) + e2**2 / (len(right) - 1)) if error > 0 else 1.0
-    half = _t(freedom, comparisons) * math.sqrt(error)
-    return Ratio(math.exp(m2 - m1), math.exp(m2 - m1 - half), math.exp(m2 - m1 + half), "repeats")
+    value = math.exp(_centre(right) - _centre(left))
+    half = _t(error.freedom, comparisons) * error.spread * math.sqrt(1 / len(left) + 1 / len(right))
+    slack = 1 + _widened(math.expm1(min(half, _WIDEST)), (a, b))
+    return Ratio(value, value / slack, value * slack, "paired repeats" if error.paired else "repeats")
 
 
-def _paired(metric: str, a: Cell, b: Cell) -> list[tuple[float, float]]:
-    def by_repeat(cell: Cell) -> dict[int, float]:
-        return {
-            run.settings["repeat"]: run.metrics[metric]
-            for run in cell.runs
-            if isinstance(run.settings.get("repeat"), int) and metric in run.metrics
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """Standard deviation of one run's logarithm around its cell, and its degrees of freedom."""
+
+    spread: float
+    freedom: int
+    paired: bool
+
+
+def _error(metric: str, cells: Sequence[Cell]) -> _Error | None:
+    """Pooled over the cells; None when a cell has no two runs with the metric above zero.
+
+    Where every cell has the same repeats they are blocks: a drift of the machine that all cells of one repeat share
+    is no noise between cells (two cells: the paired t-test).
+    """
+    samples = [sample(cell, metric) for cell in cells]
+    if not samples or min(map(len, samples)) < 2 or min(map(min, samples)) <= 0:
+        return None
+    rows = _blocks(metric, cells) or [list(values) for values in samples]
+    paired = _blocks(metric, cells) is not None
+    logs = [[math.log(value) for value in row] for row in rows]
+    centres = [sum(row) / len(row) for row in logs]
+    if not paired:
+        freedom = sum(len(row) - 1 for row in logs)
+        squares = sum((y - centre) ** 2 for row, centre in zip(logs, centres, strict=True) for y in row)
+        return _Error(math.sqrt(squares / freedom), freedom, paired=False)
+    grand = sum(centres) / len(centres)
+    shifts = [sum(column) / len(column) - grand for column in zip(*logs, strict=True)]
+    squares = sum(
+        (y - centre - shift) ** 2
+        for row, centre in zip(logs, centres, strict=True)
+        for y, shift in zip(row, shifts, strict=True)
+    )
+    freedom = (len(logs) - 1) * (len(shifts) - 1)
+    return _Error(math.sqrt(squares / freedom), freedom, paired=True)
+
+
+def _blocks(metric: str, cells: Sequence[Cell]) -> list[list[float]] | None:
+    """One row a cell, one column a repeat; None unless every cell has each repeat once."""
+    tables: list[dict[int, float]] = []
+    for cell in cells:
+        values, repeats = sample(cell, metric), [run.settings.get("repeat") for run in cell.runs]
+        table = {
+            repeat: value
+            for repeat, value in zip(repeats, values, strict=False)
+            if isinstance(repeat, int) and len(values) == len(repeats)
         }
-
-    left, right = by_repeat(a), by_repeat(b)
-    return [(left[key], right[key]) for key in left if key in right]
-
-
-def _moments(values: Sequence[float]) -> tuple[float, float]:
-    centre = sum(values) / len(values)
-    return centre, sum((value - centre) ** 2 for value in values) / (len(values) - 1)
+        if len(table) != len(values):
+            return None
+        tables.append(table)
+    if len(tables) < 2 or any(table.keys() != tables[0].keys() for table in tables):
+        return None
+    return [[table[repeat] for repeat in tables[0]] for table in tables]
 
 
-def _t(freedom: float, comparisons: int) -> float:
+def _widened(noise: float, cells: Sequence[Cell]) -> float:
+    """A run that had only the share 1 - f of the machine may have been slower by 1/(1 - f) for that alone; repeats
+    do not show it where all of them were disturbed."""
+    return (1 + noise) / (1 - taken(cells)) - 1
+
+
+def _centre(values: Sequence[float]) -> float:
+    return sum(map(math.log, values)) / len(values)
+
+
+@cache
+def _t(freedom: int, comparisons: int) -> float:
     from scipy.stats import t  # a slow import, and most studies are read without it
 
     return float(t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), freedom))
 
 
+@cache
 def _range(groups: int, freedom: int) -> float:
     from scipy.stats import studentized_range
 

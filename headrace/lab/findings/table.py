@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from headrace.lab.findings.disturbance import FOREIGN_CPU, is_disturbed, quiet
 from headrace.lab.records.comparable import WORKLOAD_COUNTS, same_workload, shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
 CHUNKED = "enable_chunked_prefill"
-# Share of the machine, 0 to 1, that went to other processes during a run; stated where it was enough to matter.
-FOREIGN_CPU = "foreign_cpu_share"
 # No time in ms, count or rate of a serving benchmark lies outside; what does is a damaged file, and must not overflow.
 _SMALLEST, _LARGEST = 1e-9, 1e15
 # How much was asked of the server, and how: another value is another experiment, not another setting.
@@ -77,6 +76,7 @@ class Table:
 
     study        its cells have the runs that count: the INVALID ones are in `not_counted`, by the cell's name, unless
                  a cell has no others (it is then left out, and shows what it has)
+    set_aside    valid runs that other processes disturbed, of cells that have undisturbed ones; they do not count
     cells        those that may be compared
     """
 
@@ -84,6 +84,7 @@ class Table:
     cells: tuple[Cell, ...]
     left_out: tuple[tuple[Cell, str], ...]
     not_counted: tuple[tuple[str, RunResult], ...]
+    set_aside: tuple[tuple[str, RunResult], ...]
     factor: Factor | None
     series: tuple[Series, ...]  # the longest first
 
@@ -100,12 +101,19 @@ class Table:
 def build(study: Study) -> Table:
     """Sort out a study."""
     whole = [_whole(cell) for cell in study.cells]
-    study = replace(study, cells=tuple(_counted(cell) for cell in whole))
+    believable = [_counted(cell) for cell in whole]
+    study = replace(study, cells=tuple(quiet(cell) for cell in believable))
+    set_aside = tuple(
+        (cell.name, run)
+        for cell, kept in zip(believable, study.cells, strict=True)
+        for run in cell.runs
+        if is_disturbed(run) and run not in kept.runs
+    )
     not_counted = tuple((cell.name, run) for cell in whole for run in cell.runs if run.invalid)
     cells, left_out = _comparable(study)
     factor = next((factor for factor in FACTORS if len({factor.value(cell) for cell in cells} - {None}) > 1), None)
     series = _series(cells, factor) if factor is not None else ()
-    return Table(study, cells, left_out, not_counted, factor, series)
+    return Table(study, cells, left_out, not_counted, set_aside, factor, series)
 
 
 def sample(cell: Cell, metric: str) -> tuple[float, ...]:

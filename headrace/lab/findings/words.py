@@ -37,6 +37,13 @@ def percent(fraction: float) -> str:
     return f"{value:.0f} %" if abs(value) >= 9.95 else f"{value:.1f} %"
 
 
+def noise(fraction: float) -> str:
+    """A relative noise: "±23 %", and "a factor of 3.9" where plus and minus make no sense any more."""
+    if fraction >= 9:
+        return "more than a factor of 10"
+    return f"±{percent(fraction)}" if fraction < 1 else f"a factor of {times(1 + fraction)}"
+
+
 def milliseconds(value: float) -> str:
     return f"{number(value / 1000)} s" if abs(value) >= 1000 else f"{number(value)} ms"
 

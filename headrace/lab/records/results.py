@@ -24,7 +24,7 @@ class CellStatus(StrEnum):
     """What became of a cell.  An illegal or failed cell is a result with a reason, never a gap."""
 
     OK = "ok"
-    ILLEGAL = "illegal"  # forbidden by a rule: nothing was launched
+    ILLEGAL = "illegal"  # forbidden by a rule: not launched, or launched and refused (see `Cell.refused`)
     SUBSTITUTED = "substituted"  # made legal by changing other flags too; see `substituted`
     DEGRADED = "degraded"  # ran, but served less than the whole workload
     FAILED = "failed"  # launched or measured, and went wrong
@@ -80,6 +80,7 @@ class Cell:
     settings     the effective configuration (keys as in RunResult.settings)
     substituted  flag -> [wanted, used], for each setting that was changed to make the cell legal
     rule, reason the rule id (R1, R2, ...) and one sentence, for every status but OK
+    refused      an ILLEGAL cell that was launched: its server named the rule, and ended
     """
 
     name: str
@@ -89,6 +90,7 @@ class Cell:
     rule: str | None = None
     reason: str | None = None
     substituted: Mapping[str, tuple[Json, Json]] = field(default_factory=dict)
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def study_from_json(text: str, *, source: str) -> Study:
                 rule=cell["rule"],
                 reason=cell["reason"],
                 substituted={key: (pair[0], pair[1]) for key, pair in cell["substituted"].items()},
+                refused=cell.get("refused", False) is True,
             )
             for cell in data["cells"]
         )

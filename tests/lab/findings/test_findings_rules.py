@@ -121,7 +121,7 @@ def test_a_setting_that_moves_with_the_budget_is_a_caveat_and_no_second_factor()
 
 def test_what_only_the_runs_state_counts_too() -> None:
     """A plan's cell lists the server's flags; the load stands in its runs."""
-    cells = [cell(budget, metrics(mean_ttft_ms=6000.0)) for budget in (64, 128)]
+    cells = [cell(budget, metrics(mean_ttft_ms=6000.0), max_num_seqs=4) for budget in (64, 128)]
     bare = [
         replace(one, settings={"max_num_batched_tokens": budget}) for one, budget in zip(cells, (64, 128), strict=True)
     ]
@@ -130,11 +130,20 @@ def test_what_only_the_runs_state_counts_too() -> None:
 
 def test_warnings_of_runs_reach_the_headline() -> None:
     calm, busy = cell(64, metrics(200.0)), cell(128, metrics(100.0))
-    busy = replace(busy, runs=(replace(busy.runs[0], warnings=("other processes used 40% of the machine.",)),))
+    busy = replace(busy, runs=(replace(busy.runs[0], warnings=("3 of 100 requests were sent late.",)),))
     found = findings(study(calm, busy))
     assert "1 of 2 compared cells carry warnings about their runs." in found["headline"].caveats
-    assert found["caveat.run-warnings"].claim == (
-        "1 of 2 compared cells carry a warning: on-128. The first says: other processes used 40% of the machine."
+    assert found["caveat.run-warnings"].claim == "1 of 2 runs: 3 of 100 requests were sent late."
+
+
+def test_warnings_that_differ_in_numbers_only_are_one() -> None:
+    cells = [cell(budget, metrics()) for budget in (64, 128, 256)]
+    texts = ("sent 3 of 100 requests 12.5% late.", "sent 11 of 100 requests 4% late.", "the clock was set")
+    cells = [
+        replace(one, runs=(replace(one.runs[0], warnings=(text,)),)) for one, text in zip(cells, texts, strict=True)
+    ]
+    assert findings(study(*cells))["caveat.run-warnings"].claim == (
+        "2 of 3 runs: sent 3 to 11 of 100 requests 4% to 12.5% late; 1 of 3 runs: the clock was set."
     )
 
 
@@ -155,9 +164,21 @@ def test_illegal_cells_are_one_finding_with_rule_and_reason() -> None:
     assert illegal.cells == ("on-32", "off-64", "off-128")
 
 
+def test_a_cell_whose_server_refused_was_launched() -> None:
+    refused = cell(128, status=CellStatus.ILLEGAL, rule="R5", reason="R5: 4 heads do not divide by 3")
+    found = findings(study(cell(64, metrics()), replace(refused, refused=True)))
+    assert "comparability.illegal" not in found
+    assert found["comparability.refused"].claim == (
+        "1 of 2 cells is illegal and was launched, and refused by the server. R5: on-128 (4 heads do not divide by 3)."
+    )
+
+
 def test_one_cell_is_nothing_to_compare() -> None:
     found = findings(study(cell(64, metrics())))
-    assert "nothing to compare" in found["headline"].claim
+    assert found["headline"].claim == (
+        "The study has one cell, so there is nothing to compare. on-64: output throughput 50.0 tok/s, mean TTFT "
+        "100 ms, median TPOT 20.0 ms."
+    )
     assert not [name for name in found if name.startswith(("budget-", "chunking"))]
 
 
@@ -203,8 +224,33 @@ def test_load_is_no_setting_to_recommend() -> None:
 
 def test_no_queue_is_claimed_when_ttft_is_the_prompts_own_time() -> None:
     # 100 s for 10,000 tokens is 10 ms a token; a prompt has 50 tokens: 500 ms
-    assert "queueing.ttft" not in findings(study(cell(64, metrics(mean_ttft_ms=600.0))))
-    assert "queueing.ttft" in findings(study(cell(64, metrics(mean_ttft_ms=6000.0))))
+    assert "queueing.ttft" not in findings(study(cell(64, metrics(mean_ttft_ms=600.0), max_num_seqs=1)))
+    assert "queueing.ttft" in findings(study(cell(64, metrics(mean_ttft_ms=6000.0), max_num_seqs=4)))
+
+
+def test_no_queue_is_claimed_while_all_that_is_in_the_system_can_run() -> None:
+    """6 s of TTFT and 1 s of decoding at one request a second: 7 in the system."""
+    slow = metrics(mean_ttft_ms=6000.0)
+    assert "queueing.ttft" in findings(study(cell(64, slow, max_num_seqs=6)))
+    assert "queueing.ttft" not in findings(study(cell(64, slow, max_num_seqs=7)))
+    assert "queueing.ttft" not in findings(study(cell(64, slow, max_num_seqs=None)))
+    # 64 may run, but 75 tokens a request and blocks for 400 tokens let five
+    claim = findings(study(cell(64, slow, num_blocks=25, block_size=16)))["queueing.ttft"].claim
+    assert "at most 5 can run (the KV cache of 400 tokens)" in claim
+
+
+def test_ttft_without_a_queue_is_the_prefill_of_all_prompts_together() -> None:
+    """Twenty prompts of 200 tokens at once, all of which may run: 4,000 tokens are computed before the last one."""
+    figures = metrics(6.0, completed=20.0, total_input_tokens=4000.0, total_output_tokens=200.0, mean_ttft_ms=3000.0)
+    found = findings(study(cell(512, figures, max_num_seqs=32, num_prompts=20)))
+    assert "queueing.ttft" not in found
+    assert found["ttft.prefill-together"].claim == (
+        "TTFT is the prefill of all prompts together, not a queue. In on-512 20 requests arrive at once and 32 can run "
+        "(max_num_seqs); their prompts are 4000 tokens, at least 8 steps of 512 tokens. At the run's mean cost of a "
+        "token that is about 5.71 s for all of them, against a mean TTFT of 3.00 s."
+    )
+    tiny = {**figures, "mean_ttft_ms": 60_000.0}  # nothing here explains that
+    assert "ttft.prefill-together" not in findings(study(cell(512, tiny, max_num_seqs=32, num_prompts=20)))
 
 
 def test_no_queue_is_claimed_when_the_client_limits_concurrency() -> None:
