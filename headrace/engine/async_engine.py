@@ -300,7 +300,12 @@ class AsyncEngine:
 
     async def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes.  Raises InvalidRequest while KV blocks are in use."""
-        await self._call(lambda settle: settle(self._engine.reset_prefix_cache()))
+
+        def reset(settle: Callable[[object], None]) -> None:
+            self._engine.reset_prefix_cache()
+            settle(None)
+
+        await self._call(reset)
 
     @property
     def num_queued_tokens(self) -> int:
