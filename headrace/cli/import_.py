@@ -6,43 +6,39 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from headrace.cli.spelling import bind_dash
 from headrace.errors import ConfigError
-from headrace.lab.files import write_where_asked
 
 if TYPE_CHECKING:
-    from headrace.lab.records.results import RunResult, Study
+    from headrace.lab.records.foreign import Imported
+    from headrace.lab.records.results import Study
 
 app = App(
     name="headrace import",
-    help="Read console logs and result files of `vllm bench serve` (and SGLang's client).",
+    help="Read console logs and result files of `vllm bench serve` (and SGLang's client).\n\n"
+    "Also read: the directory of a run that `headrace bench --out` wrote, and headrace's table of published rounds. "
+    "Runs become repeats of one cell only when they stand in one directory, differ in a run index in their names "
+    "(run=1, rep2, trial-3) or state a run number, and agree within 30 % in duration and throughput. "
+    "Exact duplicates count once; warm-ups are skipped.",
     help_format="plaintext",
     version_flags=[],
 )
 
-# When the output is not a terminal the table still needs its columns.
-_PIPED_WIDTH = 160
 _MAX_REASONS = 20
-_COLUMNS = (
-    ("completed", "served", "{:.0f}"),
-    ("duration", "duration s", "{:.2f}"),
-    ("request_throughput", "req/s", "{:.2f}"),
-    ("output_throughput", "out tok/s", "{:.2f}"),
-    ("total_token_throughput", "total tok/s", "{:.2f}"),
-    ("mean_ttft_ms", "mean TTFT ms", "{:.2f}"),
-    ("mean_tpot_ms", "mean TPOT ms", "{:.2f}"),
-    ("p99_tpot_ms", "p99 TPOT ms", "{:.2f}"),
-    ("mean_itl_ms", "mean ITL ms", "{:.2f}"),
-)
 
 
 def prepare(argv: list[str]) -> list[str]:
     """Bind a lone `-` to the flag before it: `--json -` is standard output, not a path."""
-    return bind_dash(argv, "--json")
+    tokens: list[str] = []
+    for token in argv:
+        if token == "-" and tokens and tokens[-1] == "--json":
+            tokens[-1] = "--json=-"
+        else:
+            tokens.append(token)
+    return tokens
 
 
 @app.default
@@ -52,13 +48,20 @@ def import_(
         str | None, Parameter(name="--json", help="Write a list of objects with vLLM's keys to this file; - prints it.")
     ] = None,
     out: Annotated[
-        Path | None, Parameter(help="Write study.json into this directory; `headrace report DIR` reads it.")
+        Path | None,
+        Parameter(
+            help="Write study.json into this directory; `headrace report DIR` reads it. The study of an earlier "
+            "import there is replaced, which is said; a measured one never is."
+        ),
     ] = None,
-    title: Annotated[str | None, Parameter(help="Title of the study (default: the directory's name).")] = None,
+    title: Annotated[
+        str | None, Parameter(help="Title of the study (default: model, directory and number of runs).")
+    ] = None,
 ) -> int | None:
     """Read results of other tools and show them as a table, as JSON, or as a study for a report."""
-    from headrace.lab.records.foreign import read_paths, study_from_runs, to_vllm_object
-    from headrace.lab.records.foreign.values import clean
+    from headrace.cli.import_table import print_study
+    from headrace.lab.files import write_where_asked
+    from headrace.lab.records.foreign import read_paths, to_vllm_object
     from headrace.lab.records.results import study_to_json
 
     if not paths:
@@ -68,10 +71,11 @@ def import_(
         raise ConfigError(_nothing(imported.skipped))
     for path, reason in imported.skipped:
         print(f"headrace import: skipped {path}: {reason}", file=sys.stderr)
-    name = clean(out.resolve().name) if out is not None else "imported"
-    study = study_from_runs(imported.runs, name, clean(title) if title else name)
+    study = _study(imported, paths, out, title)
+    runs = {run.source: run for cell in study.cells for run in cell.runs}
+    in_order = [run.source for run in imported.runs]
     if json_ is not None:
-        objects = [to_vllm_object(run) for run in imported.runs]
+        objects = [to_vllm_object(runs[source]) for source in in_order if source in runs]
         text = json.dumps(objects, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         if json_ == "-":
             sys.stdout.write(text)
@@ -80,7 +84,7 @@ def import_(
     if out is not None:
         _write_study(out, study_to_json(study))
     if json_ != "-":
-        _print_table(study, imported.runs)
+        print_study(study, duplicates=[source for source in in_order if source not in runs])
     return None
 
 
@@ -93,42 +97,56 @@ def _nothing(skipped: Sequence[tuple[str, str]]) -> str:
     return "nothing could be read" + "".join(f"\n  {line}" for line in shown) if shown else "no file to read"
 
 
+def _study(imported: Imported, paths: Sequence[Path], out: Path | None, title: str | None) -> Study:
+    """The study of all runs; headrace's own table of rounds, alone, keeps its name and what it knows."""
+    from dataclasses import replace
+
+    from headrace.lab.records.foreign import study_from_runs
+    from headrace.lab.records.foreign.values import clean
+    from headrace.lab.records.published import load_published
+
+    if len(paths) == 1 and paths[0].suffix.lower() == ".toml":
+        study = load_published(paths[0])
+    else:
+        name = clean((paths[0] if len(paths) == 1 else imported.root).resolve().name)
+        study = study_from_runs(imported.runs, name, name)
+        study = replace(study, title=_title(study))
+    if out is not None:
+        study = replace(study, name=clean(out.resolve().name) or study.name)
+    return replace(study, title=clean(title)) if title else study
+
+
+def _title(study: Study) -> str:
+    """ "gemma-4-31B-it, a100-gemma4 (12 runs)": what was measured, and where the results stood."""
+    from headrace.cli.import_table import counted
+
+    models = {
+        str(cell.settings["model"]).rstrip("/").rpartition("/")[2] for cell in study.cells if "model" in cell.settings
+    }
+    what = [models.pop()] if len(models) == 1 else [counted(len(models), "model")] if models else []
+    runs = counted(sum(len(cell.runs) for cell in study.cells), "run")
+    return f"{', '.join([*what, study.name or 'result files'])} ({runs})"
+
+
 def _write_study(directory: Path, text: str) -> None:
     """Write study.json, but never over the study of a campaign that was measured here."""
+    from headrace.lab.files import write_where_asked
+    from headrace.lab.records.foreign.own import is_campaign
+
     target = directory / "study.json"
-    if target.exists() and not _is_imported(target):
+    existed = target.exists()
+    if is_campaign(directory) or (existed and _imported_title(target) is None):
         raise ConfigError(f"{target} exists and was not written by an import; choose another directory for --out")
-    write_where_asked(target, text, what=str(target))
-    print(f"wrote {target}; next: headrace report {directory}", file=sys.stderr)
+    before = _imported_title(target) if existed else None
+    write_where_asked(target, text, what=f"--out {directory}: {target}")
+    done = f'replaced {target} (it was "{before}")' if before is not None else f"wrote {target}"
+    print(f"{done}; next: headrace report {directory}", file=sys.stderr)
 
 
-def _is_imported(path: Path) -> bool:
+def _imported_title(path: Path) -> str | None:
+    """The title of the imported study in a file, None when it holds anything else."""
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("kind") == "imported"
-
-
-def _print_table(study: Study, runs: Sequence[RunResult]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
-    table = Table(title=f"{len(runs)} runs in {len(study.cells)} cells", title_justify="left")
-    table.add_column("cell", overflow="fold")
-    table.add_column("status")
-    shown = [column for column in _COLUMNS if any(column[0] in run.metrics for run in runs)]
-    for _, heading, _ in shown:
-        table.add_column(heading, justify="right")
-    for cell in study.cells:
-        for run in cell.runs:
-            values = [form.format(run.metrics[key]) if key in run.metrics else "" for key, _, form in shown]
-            # Text: a name from a file must not be read as markup
-            table.add_row(Text(cell.name), cell.status.value, *values)
-    console.print(table)
-    for cell in study.cells:
-        if cell.reason:
-            rule = f"{cell.rule}: " if cell.rule else ""
-            console.print(Text(f"{cell.name}: {rule}{cell.reason}"), soft_wrap=True)
+        return None
+    return str(data.get("title", "")) if isinstance(data, dict) and data.get("kind") == "imported" else None

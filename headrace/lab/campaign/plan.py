@@ -170,6 +170,8 @@ def parse_plan(text: str, *, source: str, directory: Path) -> Plan:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is not TOML: {error}") from None
+    if "round" in data:
+        raise ConfigError(f"{source} is a table of published rounds, not a plan; `headrace import {source}` reads it")
     make_paths_absolute(data, directory)
     if isinstance(data.get("sweep"), list):
         data["sweep"] = tuple(data["sweep"])

@@ -30,7 +30,7 @@ _SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn")
 # included, since forgetting one here costs time and forgetting one there would mix results.
 _READERS = (
     *("lab/metrics/", "lab/campaign/exposition.py", "lab/campaign/result.py", "lab/campaign/study.py"),
-    *("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py"),
+    *("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py", "cli/import_table.py"),
 )
 
 

@@ -125,9 +125,21 @@ def test_nothing_is_skipped_in_silence(shared_data: Path) -> None:
     for folder in ("bench-logs", "bench-json"):
         root = shared_data / folder
         imported = read_paths([root])
-        accounted = {run.source.split("#")[0] for run in imported.runs} | {path for path, _ in imported.skipped}
+        accounted = {str(root / run.source.split("#")[0]) for run in imported.runs} | {
+            path for path, _ in imported.skipped
+        }
         assert accounted == {str(path) for path in root.rglob("*") if path.is_file()}
         assert all(reason for _, reason in imported.skipped)
+
+
+def test_no_two_runs_of_the_real_files_are_pooled(shared_data: Path) -> None:
+    """None is a repeat of another but the sweep's two, which are a factor of two apart."""
+    imported = read_paths([shared_data / "bench-logs", shared_data / "bench-json"])
+    assert (len(imported.runs), sum("warm-up" in reason for _, reason in imported.skipped)) == (222, 1)
+    cells = study_from_runs(imported.runs, "s", "S").cells
+    assert [cell.name for cell in cells if len(cell.runs) > 1] == []
+    assert len(cells) == 220  # without two exact duplicates, the summary of the sweep
+    assert not any(run.source.startswith(("/", "..")) for run in imported.runs)
 
 
 def test_no_log_yields_a_line_that_was_not_understood(shared_data: Path) -> None:

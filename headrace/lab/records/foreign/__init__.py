@@ -3,7 +3,9 @@
 console, commands   console logs: result blocks, and what the text around them says about the configuration
 vllm_json           result files of `vllm bench serve` and SGLang's client
 read                files and directories, with a reason for everything that was not read
-study               runs -> cells of a study
+own                 headrace's own runs and tables, which are read too
+places, repeats     what a result's place says; which runs are repeats of one cell
+study, names        runs -> cells of a study, and their names
 export              runs -> objects with vLLM's keys
 """
 

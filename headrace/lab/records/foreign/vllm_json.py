@@ -62,6 +62,7 @@ _OTHER_TOOLS = (
     (("input_config", "request_count"), "an AIPerf summary"),
     (("load_summary", "successes"), "an inference-perf report"),
     (("traceEvents",), "a profiler trace"),
+    (("schema_version", "cells", "kind"), "a study of headrace, which `headrace report` reads"),
     (("capacity_by_slo_ms",), "an author's summary of a rate sweep, not a result of one run"),
 )
 
