@@ -25,7 +25,7 @@ def context_limit_message(max_model_len: int, prompt_tokens: int, max_tokens: in
     if max_tokens is None:
         return f"{head}your prompt contains {prompt_tokens} input tokens. Please reduce the length of the input prompt."
     return (
-        f"{head}you requested {max_tokens} output tokens and your prompt contains at least {prompt_tokens} input tokens,"
-        f" for a total of at least {prompt_tokens + max_tokens} tokens. Please reduce the length of the input prompt or "
-        "the number of requested output tokens."
+        f"{head}you requested {max_tokens} output tokens and your prompt contains at least {prompt_tokens} input "
+        f"tokens, for a total of at least {prompt_tokens + max_tokens} tokens. Please reduce the length of the input "
+        "prompt or the number of requested output tokens."
     )
