@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Group, Parameter
 
 from headrace.cli import vllm_flags
+from headrace.cli.spelling import FALSE, TRUE, accept, is_number, split, switch_value
 from headrace.errors import ConfigError
 from headrace.version import VERSION
 
@@ -32,7 +33,6 @@ SCHEDULING = Group("Scheduling", sort_key=2)
 MEMORY = Group("Memory", sort_key=3)
 SERVER = Group("Server", sort_key=4)
 _LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical")
-_ON, _OFF = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _SWITCHES = (
     *("--enable-chunked-prefill", "--enable-prefix-caching", "--enable-log-requests"),
     *("--step-log-requests", "--startup-probe", "--enable-auto-tool-choice"),
@@ -222,57 +222,36 @@ def prepare(argv: Sequence[str]) -> list[str]:
     rest = list(argv)
     while rest:
         token = rest.pop(0)
-        if not token.startswith("-") or token in ("-", "--") or _is_number(token):
+        if not token.startswith("-") or token in ("-", "--") or is_number(token):
             tokens.append(token)
             continue
-        name, equals, value = token.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
+        name, equals, value = split(token)
         vllm_flags.refuse_docker(name)
         if name.startswith("-O") and len(name) == 3:  # -O3
             name, equals, value = "-O", "=", name[2:]
         name = vllm_flags.SHORT.get(name, name)
         positive = name if not name.startswith("--no-") else "--" + name.removeprefix("--no-")
         if name == "--disable-log-requests":
-            on = _switch_value(name, equals, value, rest)
+            on = switch_value(name, equals, value, rest)
             tokens.append("--no-enable-log-requests" if on else "--enable-log-requests")
         elif positive in _SWITCHES:
-            on = _switch_value(name, equals, value, rest) == (positive == name)
+            on = switch_value(name, equals, value, rest) == (positive == name)
             tokens.append(positive if on else f"--no-{positive.removeprefix('--')}")
         elif positive in vllm_flags.FOREIGN and (name == positive or vllm_flags.FOREIGN[positive].switch):
             if vllm_flags.FOREIGN[positive].switch:
-                on = _switch_value(name, equals, value, rest) == (positive == name)
-                value = vllm_flags.TRUE if on else vllm_flags.FALSE
+                on = switch_value(name, equals, value, rest) == (positive == name)
+                value = TRUE if on else FALSE
             elif not equals:
                 if not rest:
                     raise ConfigError(f"{name} needs a value")
                 value = rest.pop(0)
-            tokens.append(f"--accepted-flag={vllm_flags.accept(positive, value)}")
+            tokens.append(f"--accepted-flag={accept(positive, vllm_flags.FOREIGN[positive], value)}")
         elif equals:
             tokens.append(f"{name}={value}")
         elif name == "--api-key" and (not rest or rest[0].startswith("--")):
             raise ConfigError("--api-key needs a value")  # an empty $KEY must not start an open server
-        elif rest and _is_number(rest[0]):
+        elif rest and is_number(rest[0]):
             tokens.append(f"{name}={rest.pop(0)}")  # else -1 would be read as a flag
         else:
             tokens.append(name)
     return tokens
-
-
-def _switch_value(name: str, equals: str, value: str, rest: list[str]) -> bool:
-    """The value of a switch: behind `=`, or in the next word when that is true or false, else on."""
-    if not equals:
-        if not rest or rest[0].lower() not in _ON + _OFF:
-            return True
-        value = rest.pop(0)
-    if value.lower() in _ON + _OFF:
-        return value.lower() in _ON
-    raise ConfigError(f"{name} {value!r} is neither true nor false")
-
-
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return True

@@ -5,26 +5,8 @@ A launch command that was published for vLLM should start here unchanged, or be 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from headrace.cli.spelling import ANY, FALSE, Foreign
 from headrace.errors import ConfigError
-
-ANY = None
-TRUE, FALSE = "true", "false"
-
-
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """One flag.
-
-    neutral   values that change nothing on this engine (compared without case); ANY = every value
-    why       said in the log when it is accepted, and in the refusal otherwise
-    switch    a flag without a value (`true` and `false` may follow)
-    """
-
-    neutral: tuple[str, ...] | None
-    why: str
-    switch: bool = False
 
 
 def _one(what: str) -> Foreign:
@@ -143,14 +125,3 @@ def refuse_docker(flag: str) -> None:
             f"{flag} is an option of `docker run`, not of the server; give only what follows the image's name "
             "(environment variables go in front of the command)"
         )
-
-
-def accept(flag: str, value: str) -> str:
-    """The line for the log when `value` changes nothing here.  Raises ConfigError otherwise, with the reason."""
-    foreign = FOREIGN[flag]
-    if foreign.neutral is ANY or value.lower() in foreign.neutral:
-        return f"{flag} {value}: accepted, no effect: {foreign.why}"
-    shown = flag if foreign.switch and value == TRUE else f"{flag} {value}"
-    usable = ", ".join(each for each in foreign.neutral if each and not foreign.switch)
-    ending = f"use {usable}, or leave it out" if usable else "leave it out"
-    raise ConfigError(f"{shown} is not supported: {foreign.why}; {ending}")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from headrace.cli import serve, vllm_flags
+from headrace.cli import serve, spelling, vllm_flags
 from headrace.cli.main import run
 from headrace.engine.config import EngineArgs
 from headrace.engine.demo import DEMO_DIRECTORY
@@ -126,12 +126,12 @@ def test_refusals_are_one_sentence_that_names_the_flag(
 
 def test_every_foreign_flag_is_accepted_or_refused_in_one_sentence() -> None:
     for flag, foreign in vllm_flags.FOREIGN.items():
-        if foreign.neutral is not vllm_flags.ANY:
+        if foreign.neutral is not spelling.ANY:
             with pytest.raises(ConfigError, match=f"^{flag}.* is not supported: .*leave it out$"):
-                vllm_flags.accept(flag, "true" if foreign.switch else "something else")
+                spelling.accept(flag, foreign, "true" if foreign.switch else "something else")
         if foreign.neutral != ():
             value = (foreign.neutral or ("x",))[0]
-            assert vllm_flags.accept(flag, value).startswith(f"{flag} {value}: accepted, no effect: ")
+            assert spelling.accept(flag, foreign, value).startswith(f"{flag} {value}: accepted, no effect: ")
 
 
 def test_a_taken_port_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
