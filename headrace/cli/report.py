@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from headrace.cli.spelling import bind_dash
-
-if TYPE_CHECKING:
-    from headrace.lab.records.results import Study
 
 app = App(name="headrace report", help="Write a campaign's report: one HTML file, its JSON twin, a summary here.")
 
@@ -34,7 +31,11 @@ def report(
     *,
     beside: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, help="Studies to show beside it: directories, or `published`."),
+        Parameter(
+            consume_multiple=True,
+            negative="",
+            help="Studies to show beside it: directories, `published`, or `none` (default: as in the last report).",
+        ),
     ] = None,
     out: Annotated[Path | None, Parameter(help="The HTML file (default DIR/report.html).")] = None,
     json: Annotated[
@@ -46,12 +47,14 @@ def report(
     # Imported here so that --help stays fast.
     from headrace.lab.files import write_where_asked
     from headrace.lab.findings import explain
-    from headrace.lab.report import load_study, write_report
+    from headrace.lab.report import load_study, studies_beside, write_report
     from headrace.lab.report.summary import print_summary
 
-    studies = [load_study(directory), *(_beside(name) for name in beside or ())]
+    study = load_study(directory)
     home = directory if directory.is_dir() else directory.parent
-    paths = write_report(home, studies, [explain(study) for study in studies], out)
+    others = studies_beside(beside, home, out)
+    studies = [study, *others.studies]
+    paths = write_report(home, studies, [explain(each) for each in studies], out, others.names)
     if json == "-":
         sys.stdout.write(paths.json.read_text(encoding="utf-8"))
     elif json is not None:
@@ -61,13 +64,3 @@ def report(
         import webbrowser
 
         webbrowser.open(paths.html.resolve().as_uri())
-
-
-def _beside(name: str) -> Study:
-    from headrace.lab.report import load_study
-
-    if name == "published" and not Path(name).exists():
-        from headrace.lab.records.published import load_published
-
-        return load_published()
-    return load_study(Path(name))

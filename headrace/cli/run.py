@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headrace.lab.campaign.cells import PlannedCell
     from headrace.lab.campaign.plan import Plan
     from headrace.lab.records.results import Study
+    from headrace.lab.report import Beside
 
 app = App(
     name="headrace run",
@@ -43,7 +44,11 @@ def run(
     report: Annotated[bool, Parameter(help="Write the report and print its summary at the end.")] = True,
     beside: Annotated[
         list[str] | None,
-        Parameter(consume_multiple=True, negative="", help="Studies to show beside it: directories, or `published`."),
+        Parameter(
+            consume_multiple=True,
+            negative="",
+            help="Studies to show beside it: directories, `published`, or `none` (default: as in the last report).",
+        ),
     ] = None,
     retry_failed: Annotated[
         bool, Parameter(negative="", help="Measure failed runs again; otherwise a failure is a result.")
@@ -57,6 +62,7 @@ def run(
     from headrace.lab.campaign.execute import run_campaign
     from headrace.lab.campaign.plan import read_plan
     from headrace.lab.campaign.progress import reporter_for
+    from headrace.lab.report import studies_beside
 
     console = Console(highlight=False, soft_wrap=True)  # a sentence is one line, in a pipe too
     declared = read_plan(plan)
@@ -64,8 +70,8 @@ def run(
     if dry_run:
         _print_cells(console, declared, planned)
         return exit_codes.OK if any(cell.legal for cell in planned) else exit_codes.INVALID_RUN
-    others = _studies(beside or [])  # a wrong name is told before an hour of measuring, not after
     home = out if out is not None else Path("runs") / declared.name
+    others = studies_beside(beside, home)  # a wrong name is told before an hour of measuring, not after
     try:
         with _terminated_like_ctrl_c():
             study = run_campaign(
@@ -110,23 +116,13 @@ def _print_cells(console: Console, plan: Plan, planned: tuple[PlannedCell, ...])
     )
 
 
-def _studies(names: list[str]) -> list[Study]:
-    from headrace.lab.records.published import load_published
-    from headrace.lab.report import load_study
-
-    return [
-        load_published() if name == "published" and not Path(name).exists() else load_study(Path(name))
-        for name in names
-    ]
-
-
-def _report(home: Path, study: Study, others: list[Study]) -> None:
+def _report(home: Path, study: Study, others: Beside) -> None:
     from headrace.lab.findings import explain
     from headrace.lab.report import write_report
     from headrace.lab.report.summary import print_summary
 
-    studies = [study, *others]
-    paths = write_report(home, studies, [explain(each) for each in studies])
+    studies = [study, *others.studies]
+    paths = write_report(home, studies, [explain(each) for each in studies], beside=others.names)
     print_summary(paths.views, paths.html)
 
 

@@ -78,14 +78,25 @@ def _thin(values: Sequence[float], octaves: float) -> list[float]:
     return kept
 
 
-def y_axis(values: Sequence[float], unit: str) -> Axis:
-    """Linear from zero while the values span less than a decade (so heights compare), logarithmic beyond."""
-    positive = [value for value in values if value > 0]
-    if not positive:
+def y_axes(groups: Sequence[Sequence[float]], unit: str) -> list[Axis]:
+    """One vertical axis for each group of values that stand side by side (a study each), all of one kind.
+
+    Linear from zero while every group spans less than a decade (so heights compare), else logarithmic, and then all
+    cover the same number of decades: the same step up is the same ratio in each.
+    """
+    present = [group for group in groups if any(value > 0 for value in group)]
+    positive = all(value > 0 for group in present for value in group)
+    ratios = [max(group) / min(group) for group in present] if positive else []
+    if not any(ratio >= 10 for ratio in ratios):
+        return [_linear_axis(group, unit) for group in groups]
+    decades = math.log10(max(ratios))
+    return [_log_axis(group, unit, decades) if group in present else _linear_axis(group, unit) for group in groups]
+
+
+def _linear_axis(values: Sequence[float], unit: str) -> Axis:
+    high = max(values, default=0.0)
+    if high <= 0:
         return Axis("linear", unit, 0, 1, (0.0, 0.5, 1.0), ("0", "0.5", "1"))
-    low, high = min(positive), max(positive)
-    if high / low >= 10 and len(positive) == len(values):
-        return _log_axis(low / 1.25, high * 1.3, unit)
     step = 10 ** math.floor(math.log10(high / 4))
     step *= next(multiple for multiple in (1, 2, 2.5, 5, 10) if multiple * step * 5 >= high)
     floor = min(0.0, math.floor(min(values) / step) * step)
@@ -94,7 +105,10 @@ def y_axis(values: Sequence[float], unit: str) -> Axis:
     return Axis("linear", unit, floor, top, ticks, tuple(figure(tick) for tick in ticks))
 
 
-def _log_axis(low: float, high: float, unit: str) -> Axis:
+def _log_axis(values: Sequence[float], unit: str, span: float) -> Axis:
+    """`span` decades and a margin, with the values in the middle."""
+    spare = 10 ** ((span - math.log10(max(values) / min(values))) / 2)
+    low, high = min(values) / spare / 1.25, max(values) * spare * 1.3
     decades = math.log10(high / low)
     steps = (1, 2, 5) if decades <= 2.5 else (1, 3) if decades <= 4 else (1,)
     candidates = (

@@ -47,7 +47,13 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         not_counted.setdefault(name, []).append(run)
     factor = _factor(table)
     cells = tuple(
-        _cell_view(cell, f"s{index}c{place}", left_out.get(id(cell), ""), factor, not_counted.get(cell.name, ()))
+        _cell_view(
+            cell,
+            f"s{index}c{place}",
+            left_out.get(id(cell), ""),
+            factor,
+            [*not_counted.get(cell.name, ()), *(run for name, run in table.set_aside if name == cell.name)],
+        )
         for place, cell in enumerate(study.cells)
     )
     views = {id(cell): view for view, cell in zip(cells, study.cells, strict=True)}
@@ -98,13 +104,18 @@ def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str, not_counted:
         implied=_implied(cell),
         warnings=tuple(
             dict.fromkeys(
-                [f"not counted, INVALID: {plain(run.source, 400)}: {plain(why_invalid(run))}" for run in not_counted]
+                [f"not counted, {_why_not(run)}" for run in not_counted]
                 + [plain(text) for run in cell.runs for text in run.warnings]
             )
         ),
         sources=tuple(plain(run.source, 400) for run in cell.runs),
         n_runs=len(cell.runs),
     )
+
+
+def _why_not(run: RunResult) -> str:
+    source = plain(run.source, 400)
+    return f"INVALID: {source}: {plain(why_invalid(run))}" if run.invalid else f"disturbed by other processes: {source}"
 
 
 def _factor(table: Table) -> str:
@@ -172,7 +183,7 @@ def _banner(cells: Sequence[CellView], invalid_runs: int) -> Banner:
     if not comparable:
         return Banner("bad", "Nothing to compare" if cells else "No cells", reasons or ("No cell was measured.",))
     illegal = sum(cell.status is CellStatus.ILLEGAL for cell in cells)
-    marked = (f"{count(illegal, 'cell')} illegal: not launched, marked with the rule.",) if illegal else ()
+    marked = (f"{count(illegal, 'cell')} illegal: marked with the rule, not compared.",) if illegal else ()
     shown = f"{len(comparable)} of {count(len(cells), 'cell')} comparable"
     level, words = ("care", "Read with care: ") if reasons else ("good", "")
     return Banner(level, f"{words}{shown}", (*reasons, *marked))
@@ -214,8 +225,8 @@ def _warning_reasons(cells: Sequence[CellView]) -> list[str]:
 
 def _best(metric: Metric, table: Table, views: Mapping[int, CellView]) -> Best | None:
     found = best_cells(table, metric.key)
-    if found is None:
-        return None
+    if found is None or found.undecided:
+        return None  # no cell is called best, and none a tie, where the noise hides it
     best = views[id(found.best)]
     tied = tuple(views[id(cell)] for cell in found.tied)
     return Best(metric, best, best.values[metric.key], tied, found.within, found.basis)

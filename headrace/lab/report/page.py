@@ -25,7 +25,7 @@ from headrace.errors import ConfigError
 from headrace.lab.report import charts, tables
 from headrace.lab.report.panels import Dashboard, Panel, dashboards
 from headrace.lab.report.svg import key_symbol, panel_svg
-from headrace.lab.report.text import count, with_unit
+from headrace.lab.report.text import count, unbroken, with_unit
 from headrace.lab.report.view import FindingView, StudyView
 
 esc = html.escape
@@ -47,7 +47,7 @@ _MARK_KEYS = (
 
 def page_html(views: Sequence[StudyView]) -> str:
     """The whole page; the first study is the report's own, the others stand beside it."""
-    boards = [dashboards(view) for view in views]
+    boards = dashboards(views)
     figures = {panel.id: charts.plotly_figure(panel) for study in boards for board in study for panel in board.panels}
     script, style, plotly = _asset("page.js"), _asset("page.css"), plotly_script()
     title = views[0].title if views else "report"
@@ -130,9 +130,9 @@ def _header(views: Sequence[StudyView]) -> str:
     for index, view in enumerate(views):
         level = "h1" if index == 0 else "h2"
         chips = "".join(
-            f"<li><span>{esc(name)}</span> {esc(text)}</li>" for name, text in view.common if len(text) <= 80
+            f"<li><span>{esc(name)}</span> {unbroken(text)}</li>" for name, text in view.common if len(text) <= 80
         )
-        reasons = "".join(f"<li>{esc(reason)}</li>" for reason in view.banner.reasons)
+        reasons = "".join(f"<li>{unbroken(reason)}</li>" for reason in view.banner.reasons)
         heads.append(
             f'<div class="head" id="{view.anchor}"><p class="kind">{esc(view.kind)}'
             f"{'' if index == 0 else ' · beside'}</p><{level}>{esc(view.title)}</{level}>"
@@ -152,7 +152,7 @@ def _findings(view: StudyView, named: bool) -> str:
     lead = [finding for finding in view.findings if finding.id == "headline"]
     cards = "".join(_finding(finding, view.anchor, shared) for finding in view.findings if finding not in lead)
     none = "" if view.findings else '<p class="none">No finding could be derived from this study.</p>'
-    notes = "".join(f'<li id="{view.anchor}n{place}">{esc(text)}</li>' for place, text in enumerate(shared, 1))
+    notes = "".join(f'<li id="{view.anchor}n{place}">{unbroken(text)}</li>' for place, text in enumerate(shared, 1))
     foot = f'<div class="shared"><p>Caveats that several findings share</p><ol>{notes}</ol></div>' if notes else ""
     first = "".join(_finding(finding, view.anchor, shared, lead=True) for finding in lead)
     return f'<div class="findings">{name}{first}{_best(view)}{cards}{none}{foot}</div>'
@@ -177,12 +177,14 @@ def _best(view: StudyView) -> str:
 
 
 def _finding(finding: FindingView, anchor: str, shared: Sequence[str], lead: bool = False) -> str:
-    caveats = "".join(f"<li>{esc(caveat)}</li>" for caveat in finding.caveats if caveat not in shared)
+    caveats = "".join(f"<li>{unbroken(caveat)}</li>" for caveat in finding.caveats if caveat not in shared)
     links = ", ".join(
         f'<a href="#{anchor}n{place}">{place}</a>' for place, text in enumerate(shared, 1) if text in finding.caveats
     )
     notes = f'<span class="notes">caveats {links}</span>' if links else ""
-    numbers = "".join(f"<tr><th scope=row>{esc(name)}</th><td>{esc(text)}</td></tr>" for name, text in finding.numbers)
+    numbers = "".join(
+        f"<tr><th scope=row>{unbroken(name)}</th><td>{unbroken(text)}</td></tr>" for name, text in finding.numbers
+    )
     details = (
         f"<details><summary>{count(len(finding.numbers), 'number')}</summary>"
         f'<div class="scroll"><table class="numbers"><tbody>{numbers}</tbody></table></div></details>'
@@ -192,7 +194,7 @@ def _finding(finding: FindingView, anchor: str, shared: Sequence[str], lead: boo
     return (
         f'<article class="finding{" lead" if lead else ""}">'
         f'<p class="topic">{"in short" if lead else esc(_TOPICS.get(finding.topic, finding.topic))}</p>'
-        f'<div><p class="claim">{esc(finding.claim)}</p>'
+        f'<div><p class="claim">{unbroken(finding.claim)}</p>'
         f"{f'<ul class=caveats>{caveats}</ul>' if caveats else ''}"
         f'<div class="basis">{notes}{details}{_basis_cells(finding)}</div></div></article>'
     )
@@ -210,7 +212,11 @@ def _basis_cells(finding: FindingView) -> str:
 
 
 def _cell_link(name: str, anchor: str | None) -> str:
-    return f'<a class="cell" href="#{anchor}">{esc(name)}</a>' if anchor else f'<span class="cell">{esc(name)}</span>'
+    return (
+        f'<a class="cell" href="#{anchor}">{unbroken(name)}</a>'
+        if anchor
+        else f'<span class="cell">{unbroken(name)}</span>'
+    )
 
 
 def _legend(boards: Sequence[Sequence[Dashboard]]) -> str:

@@ -5,11 +5,11 @@ Both drawings (Plotly and the inline SVG that shows without script) are made fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.lab.records.results import CellStatus
-from headrace.lab.report.axes import Axis, places_of, y_axis
+from headrace.lab.report.axes import Axis, places_of, y_axes
 from headrace.lab.report.text import count, figure, plain
 from headrace.lab.report.view import DASHBOARDS, ROLE_LABELS, CellView, Metric, StudyView
 
@@ -80,28 +80,60 @@ class Dashboard:
     panels: tuple[Panel, ...]
 
 
-def dashboards(study: StudyView) -> tuple[Dashboard, ...]:
-    """The four dashboards of the published campaign, for one study."""
-    places, axis = places_of(study)
-    return tuple(
-        Dashboard(name, title, about, _panels(study, f"{study.anchor}-{name}", metrics, places, axis))
-        for name, title, about, metrics in DASHBOARDS
-    )
+def dashboards(studies: Sequence[StudyView]) -> list[tuple[Dashboard, ...]]:
+    """The four dashboards of the published campaign, for each of the studies that stand side by side.
+
+    Panels of one dashboard with one unit share their vertical axis; between studies its kind and unit agree.
+    """
+    scales = [_scales(studies, metrics) for _, _, _, metrics in DASHBOARDS]
+    boards: list[tuple[Dashboard, ...]] = []
+    for index, study in enumerate(studies):
+        places, axis = places_of(study)
+        boards.append(
+            tuple(
+                Dashboard(
+                    name,
+                    title,
+                    about,
+                    _panels(study, f"{study.anchor}-{name}", metrics, places, axis, scale[index]),
+                )
+                for (name, title, about, metrics), scale in zip(DASHBOARDS, scales, strict=True)
+            )
+        )
+    return boards
+
+
+def _scales(studies: Sequence[StudyView], metrics: Sequence[Metric]) -> list[dict[str, tuple[float, str, Axis]]]:
+    """For each study: stored unit -> the factor to the unit that is shown, that unit, and the axis."""
+    scales: list[dict[str, tuple[float, str, Axis]]] = [{} for _ in studies]
+    for stored in dict.fromkeys(metric.unit for metric in metrics):
+        keys = [metric.key for metric in metrics if metric.unit == stored]
+        seen = [[bound for cell in study.cells for bound in _bounds(cell, keys)] for study in studies]
+        long = stored == "ms" and any(value >= 10_000 for values in seen for value in values)
+        factor, unit = (0.001, "s") if long else (1.0, stored)
+        axes = y_axes([[value * factor for value in values] for values in seen], unit)
+        for scale, axis in zip(scales, axes, strict=True):
+            scale[stored] = (factor, unit, axis)
+    return scales
+
+
+def _bounds(cell: CellView, keys: Sequence[str]) -> list[float]:
+    values = [cell.values[key] for key in keys if cell.comparable and key in cell.values]
+    return [bound for value in values for bound in (value.low, value.high)]
 
 
 def _panels(
-    study: StudyView, prefix: str, metrics: Sequence[Metric], places: dict[str, float], axis: Axis
+    study: StudyView,
+    prefix: str,
+    metrics: Sequence[Metric],
+    places: dict[str, float],
+    axis: Axis,
+    scales: Mapping[str, tuple[float, str, Axis]],
 ) -> tuple[Panel, ...]:
     plotted = [cell for cell in study.cells if cell.comparable]
-    ranges: dict[str, list[float]] = {}
-    for metric in metrics:
-        values = [cell.values[metric.key] for cell in plotted if metric.key in cell.values]
-        ranges.setdefault(metric.unit, []).extend(bound for value in values for bound in (value.low, value.high))
     panels = []
     for metric in metrics:
-        seen = ranges[metric.unit]
-        factor, unit = (0.001, "s") if metric.unit == "ms" and max(seen, default=0) >= 10_000 else (1.0, metric.unit)
-        y = y_axis([value * factor for value in seen], unit)
+        factor, unit, y = scales[metric.unit]
         series = _series(plotted, metric, factor, places, study.varying)
         marks = tuple(_mark(cell, metric, places) for cell in study.cells if not _drawn(cell, metric))
         panels.append(

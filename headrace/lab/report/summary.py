@@ -5,6 +5,7 @@ Foreign text is printed without rich's markup and without control characters (a 
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ Line = tuple[str, str]  # text, rich style
 def print_summary(views: Sequence[StudyView], page: Path, *, file: IO[str] | None = None) -> None:
     """Print the summary; plain text without a terminal, no colour where NO_COLOR is set."""
     console = Console(file=file, highlight=False, soft_wrap=True, legacy_windows=False)
-    width = min(console.width, 110) if console.is_terminal else 100
+    width = min(console.width, 110) if console.is_terminal else 80
     for text, style in summary_lines(views, page, width):
         console.print(Text(text, style=style), overflow="ignore", crop=False)
 
@@ -37,7 +38,7 @@ def summary_lines(views: Sequence[StudyView], page: Path, width: int = 100) -> l
     closing = [("", ""), *_wrap(f"report: {page}", width, "bold", 3)]
     room = MAX_LINES - len(closing)
     lines: list[Line] = []
-    # The report's own study gets the room; each one beside it two lines of its own.
+    # The report's own study gets the room; each one beside it up to three lines of its own.
     beside = [line for view in views[1:4] for line in _beside(view, width)]
     room -= len(beside)
     for view in views[:1]:
@@ -56,8 +57,8 @@ def _wrap(text: str, width: int, style: str, most: int, indent: str = "  ") -> l
 
 def _heading(view: StudyView, width: int) -> list[Line]:
     return [
-        *_wrap(f"{view.title} ({view.kind})", width, "bold", 1),
-        *_wrap(view.banner.headline, width, _LEVEL_STYLE[view.banner.level], 1),
+        *_wrap(f"{view.title} ({view.kind})", width, "bold", 3),
+        *_wrap(view.banner.headline, width, _LEVEL_STYLE[view.banner.level], 2),
     ]
 
 
@@ -65,7 +66,7 @@ def _best(view: StudyView, width: int) -> list[Line]:
     """Best and tied cells: the headline finding says it where there is one, else a line a metric."""
     headline = next((finding for finding in view.findings if finding.id == "headline"), None)
     if headline is not None:
-        return _wrap(_whole_sentences(headline.claim, 4 * width), width, "", 5)
+        return _claim(headline.claim, width, 5)
     lines: list[Line] = []
     for best in view.best:
         n = "single run" if best.value.n == 1 else f"mean of {best.value.n}"
@@ -87,7 +88,7 @@ def _findings(view: StudyView, width: int, room: int) -> list[Line]:
     ordered = sorted(findings, key=lambda finding: finding not in first)  # stable: the order within stays
     lines: list[Line] = [("findings", "bold")]
     for index, finding in enumerate(ordered):
-        part = _wrap(f"- {_whole_sentences(finding.claim, 2 * width - 12)}", width, "", 2)
+        part = _claim(f"- {finding.claim}", width, 2)
         rest = len(ordered) - index - 1
         if len(lines) + len(part) + bool(rest) > room:
             return [*lines, (f"  … {rest + 1} more in the report", "dim")]
@@ -95,12 +96,24 @@ def _findings(view: StudyView, width: int, room: int) -> list[Line]:
     return lines
 
 
-def _whole_sentences(text: str, most: int) -> str:
-    """As many whole sentences as fit; the whole text where not even the first does (it is cut with an ellipsis)."""
-    if len(text) <= most:
-        return text
-    end = text.rfind(". ", 0, most)
-    return text[: end + 1] if end > 0 else text
+def _claim(text: str, width: int, most: int) -> list[Line]:
+    """The claim in at most `most` lines: whole, else to the end of its last sentence or clause that fits."""
+    text = plain(text)
+    ends = [match for match in _CLAUSE_END.finditer(text) if not _inside_brackets(text[: match.start()])]
+    sentences = [match for match in ends if match[0] == "."]
+    for match in (None, *reversed(sentences), *reversed(ends)):
+        part = text if match is None else text[: match.start()] + "."
+        if len(_wrap(part, width, "", most + 1)) <= most:
+            return _wrap(part, width, "", most)
+    return _wrap(text, width, "", most)
+
+
+# A clause after a comma may hang on it ("if a, b"), so only what no comma holds together ends one.
+_CLAUSE_END = re.compile(r"\.(?= )|;(?= )|:(?= )|(?= \()|,(?= (?:and|so|because|which|at|best|more) )")
+
+
+def _inside_brackets(text: str) -> bool:
+    return text.count("(") != text.count(")")
 
 
 def _unplanned(view: StudyView, width: int) -> list[Line]:
@@ -112,11 +125,21 @@ def _unplanned(view: StudyView, width: int) -> list[Line]:
         groups.setdefault((label, why), []).append(cell.name)
     lines: list[Line] = []
     for (status, why), names in groups.items():
-        lines += _wrap(f"{status}: {', '.join(names)}{why}", width, "yellow", 1)
+        lines += _wrap(_named(status, names, why, width), width, "yellow", 1)
     if len(lines) > 5:
         lines = [*lines[:4], (f"  … {len(groups) - 4} more groups of cells in the report", "dim")]
     return lines
 
 
+def _named(status: str, names: Sequence[str], why: str, width: int) -> str:
+    """One line with as many names as fit, and how many more there are."""
+    for shown in range(len(names), 0, -1):
+        more = f" and {len(names) - shown} more" if shown < len(names) else ""
+        line = f"{status}: {', '.join(names[:shown])}{more}{why}"
+        if len(line) <= width:
+            return line
+    return f"{status}: {', '.join(names)}{why}" if len(names) == 1 else f"{status}: {len(names)} cells{why}"
+
+
 def _beside(view: StudyView, width: int) -> list[Line]:
-    return _wrap(f"beside: {view.title} ({view.kind}). {view.banner.headline}", width, "dim", 2)
+    return _wrap(f"beside: {view.title} ({view.kind}). {view.banner.headline}", width, "dim", 3)

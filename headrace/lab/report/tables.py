@@ -4,50 +4,85 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from headrace.lab.report.text import count, figure
-from headrace.lab.report.view import RESULT_COLUMNS, CellView, Metric, StudyView
+from headrace.lab.report.text import count, decimals, figure, unbroken, without_shared_start
+from headrace.lab.report.view import COMPLETED, FAILED, RESULT_COLUMNS, CellView, Metric, StudyView
 
 esc = html.escape
+_REQUESTS = (COMPLETED, FAILED)
 _ROLE_SHORT = {"on": "on", "off": "off", "unset": "–"}
 
 
 def results(view: StudyView) -> str:
     """Every cell with every figure; missing figures are a dash.  Columns sort when the script runs."""
-    columns = [metric for metric in RESULT_COLUMNS if any(metric.key in cell.values for cell in view.cells)]
+    columns = [metric for metric in RESULT_COLUMNS if _worth_a_column(metric, view.cells)]
     place = ("budget", "tokens") if view.factor in ("max_num_batched_tokens", "") else (view.factor, "")
-    heads = [("cell", ""), ("status", ""), ("runs", ""), ("chunked", ""), place]
+    heads = [("cell", ""), ("status", ""), ("chunked", ""), ("runs", ""), place]
     heads += [(metric.short, metric.unit) for metric in columns]
     head = "".join(
         f'<th scope="col"><button type="button" class="sort">{esc(name)}'
         f"{f'<span>{esc(unit)}</span>' if unit else ''}</button></th>"
         for name, unit in heads
     )
-    body = "".join(_result_row(cell, columns) for cell in view.cells)
-    caption = f"{count(len(view.cells), 'cell')}; with repeats: mean and, below it, lowest to highest"
-    return _table(view, "results sortable", caption, head, body)
+    places = {metric.key: _decimals(metric, view.cells) for metric in columns}
+    names = without_shared_start([cell.name for cell in view.cells])
+    body = "".join(_result_row(cell, name, places) for cell, name in zip(view.cells, names, strict=True))
+    caption = count(len(view.cells), "cell")
+    for metric in _REQUESTS:
+        if metric not in columns and (said := _in_all(metric, view.cells)):
+            caption += f"; {said}"
+    if any(cell.n_runs > 1 for cell in view.cells):
+        caption += "; with repeats: mean and, below it, lowest to highest"
+    long_names = " long" if max(map(len, names), default=0) > 20 else ""
+    return _table(view, f"results sortable{long_names}", caption, head, body)
 
 
-def _result_row(cell: CellView, columns: Iterable[Metric]) -> str:
+def _worth_a_column(metric: Metric, cells: Sequence[CellView]) -> bool:
+    """Some cell has it; how many requests were completed and failed, only where that is not the same in all."""
+    return any(metric.key in cell.values for cell in cells) and not (metric in _REQUESTS and _in_all(metric, cells))
+
+
+def _in_all(metric: Metric, cells: Sequence[CellView]) -> str:
+    """`120 requests completed in every run` where all runs have one figure; else nothing."""
+    measured = [cell for cell in cells if cell.n_runs]
+    if not all(metric.key in cell.values for cell in measured):
+        return ""
+    found = {run for cell in measured for run in cell.values[metric.key].runs}
+    return f"{figure(found.pop())} requests {metric.short} in every run" if len(found) == 1 else ""
+
+
+def _decimals(metric: Metric, cells: Sequence[CellView]) -> int:
+    values = [cell.values[metric.key] for cell in cells if metric.key in cell.values]
+    return decimals(bound for value in values for bound in (value.low, value.mean, value.high))
+
+
+def _result_row(cell: CellView, name: str, places: Mapping[str, int]) -> str:
     x = f"{cell.x:.10g}" if cell.x is not None else "–"
     values = []
-    for metric in columns:
-        value = cell.values.get(metric.key)
+    for key, places_ in places.items():
+        value = cell.values.get(key)
         if value is None:
             values.append('<td class="num" data-v="">–</td>')
             continue
-        spread = "" if value.low == value.high else f"<small>{figure(value.low)} to {figure(value.high)}</small>"
-        values.append(
-            f'<td class="num" data-v="{value.mean!r}" title="{value.mean!r}">{figure(value.mean)}{spread}</td>'
-        )
+        low, middle, high = (f"{number:,.{places_}f}" for number in (value.low, value.mean, value.high))
+        spread = "" if value.low == value.high else f"<small>{low}–{high}</small>"
+        values.append(f'<td class="num" data-v="{value.mean!r}" title="{value.mean!r}">{middle}{spread}</td>')
     return (
-        f'<tr id="{cell.anchor}" class="{cell.status.value}"><th scope="row">{esc(cell.name)}</th>'
+        f'<tr id="{cell.anchor}" class="{cell.status.value}"><th scope="row"{_full(cell, name)}>{unbroken(name)}</th>'
         f"<td>{_badge(cell)}</td>"
-        f'<td class="num" data-v="{cell.n_runs}">{cell.n_runs}</td>'
         f"<td>{_ROLE_SHORT[cell.role]}</td>"
+        f'<td class="num" data-v="{cell.n_runs}">{cell.n_runs}</td>'
         f'<td class="num" data-v="{_sort_value(cell.x)}">{x}</td>{"".join(values)}</tr>'
     )
+
+
+def _full(cell: CellView, name: str) -> str:
+    return "" if name == cell.name else f' title="{esc(cell.name)}"'
+
+
+def _link(cell: CellView) -> str:
+    return f'<a class="cell" href="#{cell.anchor}">{unbroken(cell.name)}</a>'
 
 
 def _sort_value(x: float | None) -> str:
@@ -66,10 +101,10 @@ def unplanned(view: StudyView) -> str:
     names = ("cell", "status", "rule", "why", "changed settings (wanted → used)")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = "".join(
-        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th><td>{_badge(cell)}</td>'
+        f'<tr><th scope="row">{_link(cell)}</th><td>{_badge(cell)}</td>'
         f"<td>{esc(cell.rule) or '–'}</td>"
-        f'<td class="prose">{esc(cell.reason or cell.left_out) or "no reason recorded"}</td>'
-        f'<td class="prose">{esc(cell.substituted) or "–"}</td></tr>'
+        f'<td class="prose">{unbroken(cell.reason or cell.left_out) or "no reason recorded"}</td>'
+        f'<td class="prose">{unbroken(cell.substituted) or "–"}</td></tr>'
         for cell in view.unplanned
     )
     return _table(view, "unplanned", f"{len(view.unplanned)} of {count(len(view.cells), 'cell')}", head, body)
@@ -80,8 +115,8 @@ def settings(view: StudyView) -> str:
     shared = _pairs(view.common)
     head = '<th scope="col">cell</th>' + "".join(f'<th scope="col">{esc(name)}</th>' for name in view.varying)
     body = "".join(
-        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th>'
-        + "".join(f"<td>{esc(cell.settings.get(name, '–'))}</td>" for name in view.varying)
+        f'<tr><th scope="row">{_link(cell)}</th>'
+        + "".join(f"<td>{unbroken(cell.settings.get(name, '–'))}</td>" for name in view.varying)
         + "</tr>"
         for cell in view.cells
     )
@@ -96,7 +131,7 @@ def provenance(view: StudyView) -> str:
         f'<th scope="col">{name}</th>' for name in ("cell", "sources", "warnings", "settings that no flag stated")
     )
     body = "".join(
-        f'<tr><th scope="row"><a class="cell" href="#{cell.anchor}">{esc(cell.name)}</a></th>'
+        f'<tr><th scope="row">{_link(cell)}</th>'
         f'<td class="prose">{_lines(cell.sources)}</td><td class="prose">{_lines(cell.warnings)}</td>'
         f'<td class="prose">{_lines(cell.implied)}</td></tr>'
         for cell in view.cells
@@ -106,12 +141,12 @@ def provenance(view: StudyView) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(text)}</dd></div>" for name, text in pairs)
+    rows = "".join(f"<div><dt>{unbroken(name)}</dt><dd>{unbroken(text)}</dd></div>" for name, text in pairs)
     return f'<dl class="pairs">{rows}</dl>' if rows else ""
 
 
 def _lines(texts: Iterable[str]) -> str:
-    return "<br>".join(esc(text) for text in texts) or "–"
+    return "<br>".join(unbroken(text) for text in texts) or "–"
 
 
 def _table(view: StudyView, classes: str, caption: str, head: str, body: str, above: str = "") -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ELLIPSIS = "…"
@@ -45,6 +46,20 @@ def figure(value: float) -> str:
     if size >= 10:
         return f"{value:.2f}"
     return f"{value:.2f}" if size >= 1 else f"{value:.3g}"
+
+
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals a column of figures gets, so that all of them have the same: what its largest figure needs,
+    and one where that would leave few digits of its smallest."""
+    sizes = [abs(value) for value in values if value != 0]
+    if not sizes or all(size == int(size) for size in sizes):
+        return 0
+    small, large = _own_decimals(min(sizes)), _own_decimals(max(sizes))
+    return min(small, large or (1 if min(sizes) < 100 else 0))
+
+
+def _own_decimals(size: float) -> int:
+    return next((places for floor, places in ((1000, 0), (100, 1), (1, 2)) if size >= floor), 3)
 
 
 def with_unit(value: float, unit: str) -> str:
@@ -88,6 +103,35 @@ def gibibytes(size: int) -> str:
         (pair for pair in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)) if size >= pair[1]), ("bytes", 1)
     )
     return f"{size / scale:.1f}".removesuffix(".0") + f"\u00a0{unit}"
+
+
+def without_shared_start(names: Sequence[str]) -> list[str]:
+    """Names without the start that all of them share, cut after a separator: `…in-128-rate-2`.  As they are where
+    they are few or share little."""
+    first, last = min(names, default=""), max(names, default="")  # what these two share, all names share
+    start = first[
+        : next((at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+    ]
+    start = start[: max(start.rfind(mark) for mark in "-_/ .") + 1]
+    if len(names) < 2 or len(start) < 12 or any(len(name) == len(start) for name in names):
+        return list(names)
+    return [ELLIPSIS + name[len(start) :] for name in names]
+
+
+# What breaks at its hyphens although it is one word to its reader: flags, names of cells, values like v0-chunked.
+_WORD = re.compile(r"(?<![\w.-])(?:--?)?[A-Za-z0-9][\w.]*(?:-[\w.]+)+(?![\w-])|(?<![\w-])--[A-Za-z]\w*(?![\w-])")
+
+
+def unbroken(text: str) -> str:
+    """The text as HTML, escaped, with flags and hyphenated values kept whole at line ends (short ones: a long name
+    must be able to break)."""
+    parts: list[str] = []
+    end = 0
+    for word in _WORD.finditer(text):
+        if len(word[0]) <= 36:
+            parts += [html.escape(text[end : word.start()]), f"<span class=nb>{html.escape(word[0])}</span>"]
+            end = word.end()
+    return "".join([*parts, html.escape(text[end:])])
 
 
 def joined_units(text: str) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from headrace.errors import ConfigError
 from headrace.lab.files import write_where_asked
 from headrace.lab.findings.finding import Finding
-from headrace.lab.records.results import Study, study_from_json
+from headrace.lab.records.results import Study
 from headrace.lab.report.data import as_json, study_view
 from headrace.lab.report.page import page_html
 from headrace.lab.report.panels import dashboards
+from headrace.lab.report.studies import TWIN_KIND, remembered
 from headrace.lab.report.view import StudyView
 
 TWIN_VERSION = 1
@@ -28,31 +29,18 @@ class ReportPaths:
     views: tuple[StudyView, ...]
 
 
-def load_study(path: Path) -> Study:
-    """The study in `path`: a study.json, or a directory with one.  Raises ConfigError with what was expected."""
-    file = path / "study.json" if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        where = f"{path} has no study.json" if path.is_dir() else f"{path} does not exist"
-        raise ConfigError(
-            f"{where}; give a directory that `headrace run` or `headrace import --out` has written"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    return study_from_json(text, source=str(file))
-
-
 def write_report(
     directory: Path,
     studies: Sequence[Study],
     findings_by_study: Sequence[Sequence[Finding]],
     out: Path | None = None,
+    beside: Sequence[str] = (),
 ) -> ReportPaths:
     """Write the page (default `directory`/report.html) and its JSON twin (same name, .json).
 
     studies            the report's own study first, then those to stand beside it
     findings_by_study  the findings of each study, in the same order
+    beside             what those beside were called; the twin keeps it for the next report of `directory`
 
     The same input gives the same bytes.  Raises ConfigError for a place that cannot be written.
     """
@@ -67,21 +55,28 @@ def write_report(
             f"--out {page}: the report's JSON twin would overwrite it or the study; use a name like report.html"
         )
     write_where_asked(page, page_html(views), what=f"the report {page}")
-    write_where_asked(twin, twin_json(studies, findings_by_study, views), what=f"the report's twin {twin}")
+    write_where_asked(
+        twin,
+        twin_json(studies, findings_by_study, views, remembered(beside, directory)),
+        what=f"the report's twin {twin}",
+    )
     return ReportPaths(page, twin, views)
 
 
 def twin_json(
-    studies: Sequence[Study], findings_by_study: Sequence[Sequence[Finding]], views: Sequence[StudyView]
+    studies: Sequence[Study],
+    findings_by_study: Sequence[Sequence[Finding]],
+    views: Sequence[StudyView],
+    beside: Sequence[str],
 ) -> str:
     """The report as JSON: each study and its findings as they came in, and what the charts show."""
     entries = [
         {
             "study": asdict(study),
             "findings": [asdict(finding) for finding in findings],
-            "charts": [asdict(board) for board in dashboards(view)],
+            "charts": [asdict(board) for board in boards],
         }
-        for study, findings, view in zip(studies, findings_by_study, views, strict=True)
+        for study, findings, boards in zip(studies, findings_by_study, dashboards(views), strict=True)
     ]
-    twin = as_json({"schema_version": TWIN_VERSION, "kind": "headrace report", "studies": entries})
+    twin = as_json({"schema_version": TWIN_VERSION, "kind": TWIN_KIND, "beside": list(beside), "studies": entries})
     return json.dumps(twin, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

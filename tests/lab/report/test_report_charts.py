@@ -18,7 +18,7 @@ from headrace.lab.report.svg import panel_svg
 
 
 def panels(world: Study) -> dict[str, Panel]:
-    return {panel.metric: panel for board in dashboards(study_view(world, ())) for panel in board.panels}
+    return {panel.metric: panel for board in dashboards([study_view(world, ())])[0] for panel in board.panels}
 
 
 def drawn(panel: Panel) -> set[str]:
@@ -26,7 +26,7 @@ def drawn(panel: Panel) -> set[str]:
 
 
 def test_the_four_dashboards() -> None:
-    boards = dashboards(study_view(campaign(), ()))
+    (boards,) = dashboards([study_view(campaign(), ())])
     assert [[panel.metric for panel in board.panels] for board in boards] == [
         ["duration", "output_throughput", "total_token_throughput"],
         ["mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms"],
@@ -164,6 +164,18 @@ def test_panels_with_one_unit_share_their_axis_and_a_wide_range_is_logarithmic()
     assert world["mean_itl_ms"].y == world["p99_itl_ms"].y
     assert world["mean_itl_ms"].y.kind == "log"
     assert world["duration"].y.kind == "linear" and world["duration"].y.low == 0
+
+
+def test_studies_side_by_side_have_axes_of_one_kind_and_unit() -> None:
+    narrow, wide = study(measured(4096), measured(8192)), study(measured(16), measured(8192))
+    beside = dashboards([study_view(world, (), index) for index, world in enumerate((narrow, wide))])
+    for one, other in zip(*beside, strict=True):
+        for left, right in zip(one.panels, other.panels, strict=True):
+            assert (left.y.kind, left.unit) == (right.y.kind, right.unit)
+            if left.y.kind == "log":  # the same step up is the same ratio
+                assert left.y.high / left.y.low == pytest.approx(right.y.high / right.y.low)
+    assert panels(narrow)["mean_tpot_ms"].y.kind == "linear"  # alone it need not be logarithmic
+    assert beside[0][2].panels[0].y.kind == "log"
 
 
 def test_long_times_are_shown_in_seconds() -> None:

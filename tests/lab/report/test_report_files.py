@@ -15,7 +15,7 @@ from headrace.lab.findings import explain
 from headrace.lab.findings.finding import Finding
 from headrace.lab.records.published import load_published
 from headrace.lab.records.results import CellStatus, study_from_json, study_to_json
-from headrace.lab.report import load_study, write_report
+from headrace.lab.report import load_study, studies_beside, write_report
 from headrace.lab.report.data import study_view
 from headrace.lab.report.summary import MAX_LINES, print_summary, summary_lines
 
@@ -104,9 +104,44 @@ def test_the_summary_stays_short_whatever_a_study_holds() -> None:
 
 def test_the_summary_says_what_is_best_tied_found_and_not_measured() -> None:
     text = "\n".join(line for line, _ in summary_lines([study_view(campaign(3), [FINDING])], Path("r.html")))
-    assert "best Output throughput: on-512" in text and "tied within" in text
+    assert "best Output throughput: on-512" in text and "; tied " in text
     assert "Duration falls until 512" in text
     assert "illegal: off-64 (R1)" in text and "failed: on-64 (the server stopped" in text
+
+
+def test_the_summary_ends_at_clauses_and_counts_the_names_that_do_not_fit() -> None:
+    claim = "Duration rises: " + ", ".join(f"{n} s at {n}" for n in range(20)) + "; then it is flat for good."
+    cells = [unmeasured(n, True, CellStatus.ILLEGAL, "R2", "too small") for n in range(16, 48)]
+    world = study(measured(64), measured(128), *cells, title="A rather long title, " * 6 + "the end")
+    lines = [text for text, _ in summary_lines([study_view(world, [Finding("f", "t", claim)])], Path("r.html"), 80)]
+    assert " ".join(line.strip() for line in lines[:2]) == f"{world.title} (measured)"
+    assert "- Duration rises." in lines
+    assert any(line.startswith("illegal: on-16,") and line.endswith(" more (R2)") for line in lines)
+    assert not any("…" in line for line in lines)
+
+
+def test_the_twin_of_a_report_is_not_taken_for_a_study(tmp_path: Path) -> None:
+    twin = write_report(tmp_path, [campaign()], [[]]).json
+    with pytest.raises(ConfigError, match=r"report\.json is the JSON twin of a report; give the study\.json"):
+        load_study(twin)
+
+
+def test_what_stood_beside_a_report_stands_beside_the_next(tmp_path: Path) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    for directory, name in ((home, "one"), (other, "two")):
+        directory.mkdir()
+        (directory / "study.json").write_text(study_to_json(study(measured(64), name=name)), encoding="utf-8")
+    named = studies_beside(["published", str(other)], home)
+    write_report(home, [load_study(home), *named.studies], [[], [], []], beside=named.names)
+    again = studies_beside(None, home)
+    assert again.studies == named.studies == (load_published(), load_study(other))
+    assert json.loads((home / "report.json").read_text())["beside"] == ["published", "../other"]
+    assert studies_beside(["none"], home).studies == ()
+    (other / "study.json").unlink()
+    with pytest.raises(ConfigError, match="`--beside none` drops it"):
+        studies_beside(None, home)
+    (home / "report.json").write_text("{")
+    assert studies_beside(None, home).studies == ()  # a damaged one is replaced
 
 
 def test_the_summary_is_plain_text_without_a_terminal() -> None:

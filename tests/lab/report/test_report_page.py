@@ -16,7 +16,7 @@ from headrace.lab.findings.finding import Finding
 from headrace.lab.records.results import Study
 from headrace.lab.report.data import study_view
 from headrace.lab.report.page import inert_json, page_html, plotly_script
-from headrace.lab.report.text import percent
+from headrace.lab.report.text import decimals, percent, unbroken, without_shared_start
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u2028 & \"'"
 
@@ -69,7 +69,7 @@ def test_every_link_inside_the_page_has_its_target() -> None:
 
 
 def test_cells_without_a_result_are_listed_with_rule_and_reason() -> None:
-    text = page(campaign())
+    text = Elements(page(campaign())).text
     assert "R1" in text and "--max-num-batched-tokens 64 is below --max-model-len 512" in text
     assert "the server stopped answering after 31 s" in text
 
@@ -159,6 +159,40 @@ def test_the_best_table_ranks_by_what_the_headline_ranks() -> None:
 def test_figures_are_for_people() -> None:
     assert [percent(share) for share in (0.04, 0.0123, 1.54)] == ["4\u00a0%", "1.2\u00a0%", "154\u00a0%"]
     assert "23.5\u00a0GiB" in page(study(measured(64), memory_bytes=25276510208))
+
+
+def test_flags_and_values_do_not_break_at_their_hyphens() -> None:
+    assert unbroken("set --max-num-seqs <= 4, or v0-chunked") == (
+        "set <span class=nb>--max-num-seqs</span> &lt;= 4, or <span class=nb>v0-chunked</span>"
+    )
+    assert unbroken("a" + "-b" * 40) == "a" + "-b" * 40  # too long for a narrow page
+
+
+def test_tails_stand_before_medians_and_what_is_the_same_everywhere_has_no_column() -> None:
+    heads = re.findall(r'class="sort">(.*?)<', page(campaign()).partition('id="results"')[2])
+    assert heads.index("ITL p99") < heads.index("TTFT median")
+    assert "completed" not in heads and "failed" not in heads
+    text = Elements(page(campaign())).text
+    assert "120 requests completed in every run; 0 requests failed in every run" in text
+    assert "with repeats" not in text and "with repeats" in Elements(page(campaign(3))).text
+
+
+def test_a_column_has_one_number_of_decimals() -> None:
+    assert [decimals(values) for values in ((407.0, 390.7), (27.3, 1130.5), (3, 4000), (0.31, 0.5), ())] == [
+        1,
+        1,
+        0,
+        3,
+        0,
+    ]
+
+
+def test_long_names_lose_their_shared_start_in_the_table_and_keep_it_in_the_title() -> None:
+    names = [f"model-openai-random-in-4096-rate-{rate}" for rate in (1, 16)]
+    text = page(study(*(measured(64 * n, name=name) for n, name in enumerate(names, 1))))
+    assert 'scope="row" title="model-openai-random-in-4096-rate-1"><span class=nb>' not in text
+    assert 'scope="row" title="model-openai-random-in-4096-rate-1">…1</th>' in text
+    assert without_shared_start(["on-128", "on-256"]) == ["on-128", "on-256"]
 
 
 def test_an_empty_study_still_gives_a_page() -> None:
