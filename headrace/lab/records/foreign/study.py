@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from headrace.lab.records.comparable import shortfall
+from headrace.lab.records.comparable import SAME_WORKLOAD, shortfall
 from headrace.lab.records.foreign.names import BUDGET, CHUNKED, IDENTITY, PROMPT_LENGTH, cell_names
 from headrace.lab.records.foreign.repeats import group_repeats
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
@@ -14,7 +14,7 @@ from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Stud
 # Facts of one run, not of its configuration.
 _PER_RUN = ("repeat", "date", "progress_elapsed_s", "seed")
 # Mean prompt lengths this close may be one workload, drawn anew for every rate; a short and a long one are not.
-_SAME_LENGTH = 0.10
+_ONE_LENGTH = 0.10
 # Settings that a campaign over budgets changes to make a cell legal.
 _SUBSTITUTABLE = ("max_num_seqs", "max_model_len")
 
@@ -67,18 +67,16 @@ def _with_prompt_lengths(runs: Sequence[RunResult]) -> list[RunResult]:
             lengths.setdefault(repr(run.settings.get("model")), []).append((tokens / served, index))
     found = list(runs)
     for pairs in lengths.values():
-        clusters: list[list[tuple[float, int]]] = []
-        for pair in sorted(pairs):
-            if clusters and pair[0] <= (1 + _SAME_LENGTH) * clusters[-1][0][0]:
-                clusters[-1].append(pair)
-            else:
-                clusters.append([pair])
-        for cluster in clusters if len(clusters) > 1 else []:
-            for _, index in cluster:
-                settings = dict(found[index].settings)
-                why = {**settings.pop("implied", {}), PROMPT_LENGTH: "total_input_tokens / completed"}
-                length = round(cluster[len(cluster) // 2][0])
-                found[index] = replace(found[index], settings={**settings, PROMPT_LENGTH: length, "implied": why})
+        pairs.sort()
+        if pairs[-1][0] <= (1 + _ONE_LENGTH) * pairs[0][0]:
+            continue
+        alike = pairs[0][0]
+        for length, index in pairs:
+            if length > (1 + SAME_WORKLOAD) * alike:
+                alike = length
+            settings = dict(found[index].settings)
+            why = {**settings.pop("implied", {}), PROMPT_LENGTH: "total_input_tokens / completed, to 2 %"}
+            found[index] = replace(found[index], settings={**settings, PROMPT_LENGTH: round(alike), "implied": why})
     return found
 
 
