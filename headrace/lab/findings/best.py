@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headrace.lab.findings.stats import allowance, ratio
+from headrace.lab.findings.stats import allowance, ratio, too_noisy
 from headrace.lab.findings.table import Table, mean
 from headrace.lab.records.results import Cell
 
@@ -19,6 +19,7 @@ class BestCells:
 
     within   relative difference up to which a cell counts as tied; None where pairs of repeats decide for each cell
     basis    "single runs", "repeats" or "paired repeats"
+    noise    relative difference that noise can make between two of the cells
     """
 
     metric: str
@@ -26,6 +27,12 @@ class BestCells:
     tied: tuple[Cell, ...]
     within: float | None
     basis: str
+    noise: float
+
+    @property
+    def undecided(self) -> bool:
+        """The tied cells may be far apart: the noise hides which is best."""
+        return bool(self.tied) and too_noisy(self.metric, self.noise)
 
 
 def best_cells(table: Table, metric: str) -> BestCells | None:
@@ -40,7 +47,7 @@ def best_cells(table: Table, metric: str) -> BestCells | None:
     paired = all(by_pairs for _, (_, by_pairs) in found)
     basis = PAIRED if paired else "single runs" if min(len(cell.runs) for cell in cells) < 2 else "repeats"
     tied = tuple(cell for cell, (behind, _) in found if not behind)
-    return BestCells(metric, best, tied, None if paired else within, basis)
+    return BestCells(metric, best, tied, None if paired else within, basis, within)
 
 
 def _behind(metric: str, cell: Cell, best: Cell, within: float, cells: Sequence[Cell]) -> tuple[bool, bool]:

@@ -7,7 +7,7 @@ with the size of the noise; where the noise itself is large, `undecided` says th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.lab.findings.disturbance import taken
 from headrace.lab.findings.finding import Finding
@@ -15,6 +15,7 @@ from headrace.lab.findings.shapes import Shape, shape_of, spread
 from headrace.lab.findings.stats import (
     ONE_RUN_ALLOWANCE,
     ONE_RUN_TAIL_ALLOWANCE,
+    REPEATED_FLOOR,
     Ratio,
     allowance,
     is_tail,
@@ -272,8 +273,12 @@ def _outcome_pairs(
             claims.append(_different(metric, factor, different))
     if not claims:
         return []
-    cells = tuple(cell.name for _, one, other in common for cell in (one, other))
-    return [Finding(f"chunking.outcome{suffix}", "chunking", " ".join(claims), numbers, cells, _caveats(table, cells))]
+    both = [cell for _, one, other in common for cell in (one, other)]
+    cells = tuple(cell.name for cell in both)
+    caveats = _caveats(table, cells)
+    if alike and clear:
+        caveats += tuple(_resolution(both, [found.noise for rows in clear.values() for *_, found in rows]))
+    return [Finding(f"chunking.outcome{suffix}", "chunking", " ".join(claims), numbers, cells, caveats)]
 
 
 def _tail_pairs(table: Table, factor: Factor, common: Sequence[tuple[float, Cell, Cell]], suffix: str) -> list[Finding]:
@@ -429,7 +434,15 @@ def _flat(table: Table, factor: Factor, identity: str, topic: str, group: Sequen
     claim = (
         f"No difference {' or '.join(parts)} between {factor.noun}s of {first} and {last} {factor.unit}: within noise."
     )
-    return _finding(table, _named(identity, factor), topic, claim, group)
+    found = _finding(table, _named(identity, factor), topic, claim, group)
+    return replace(found, caveats=(*found.caveats, *_resolution(group[0].cells, [seen.noise for seen in group])))
+
+
+def _resolution(cells: Sequence[Cell], noises: Sequence[float]) -> list[str]:
+    """What repeats could not have shown; of single runs their own caveat tells it."""
+    if any(len(cell.runs) < 2 for cell in cells) or max(noises) <= REPEATED_FLOOR:
+        return []
+    return [f"Differences below {percent(max(noises))} would not show."]
 
 
 def _named(identity: str, factor: Factor) -> str:

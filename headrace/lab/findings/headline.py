@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from headrace.lab.findings.best import best_cells
+from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.compare import restless
 from headrace.lab.findings.finding import Finding
-from headrace.lab.findings.stats import allowance, ratio, too_noisy
+from headrace.lab.findings.stats import ratio
 from headrace.lab.findings.table import STRANGER, Table, describe, mean, means
 from headrace.lab.findings.trust import others_took, warned
 from headrace.lab.findings.words import METRIC_WORDS, names, noise, percent, plural, quantity, sentence
@@ -23,18 +23,20 @@ _TRADE = (("p99_tpot_ms", "p99_itl_ms", "mean_tpot_ms"), ("mean_ttft_ms", "media
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The recommended cell.  `ties` (without it) are as good in throughput; `alike` are those of them that no latency
-    tells apart from it either.  `noise` is the relative difference in throughput that noise can make."""
+    tells apart from it either.  `ranked` is how the cells stand in throughput alone."""
 
     cell: Cell
     ties: tuple[Cell, ...]
     alike: tuple[Cell, ...]
-    metric: str
-    noise: float
+    ranked: BestCells
 
     @property
-    def undecided(self) -> bool:
-        """The ties may be far apart: the noise hides it."""
-        return bool(self.ties) and too_noisy(self.metric, self.noise)
+    def metric(self) -> str:
+        return self.ranked.metric
+
+    @property
+    def noise(self) -> float:
+        return self.ranked.noise
 
 
 def choose(table: Table) -> Choice | None:
@@ -50,7 +52,7 @@ def choose(table: Table) -> Choice | None:
     cell = _by_latency(tied) or ranked.best
     ties = tuple(one for one in tied if one is not cell)
     alike = tuple(one for one in ties if not _told_apart(cell, one, ties))
-    return Choice(cell, ties, alike, metric, allowance(metric, cells))
+    return Choice(cell, ties, alike, ranked)
 
 
 def headline(table: Table) -> Finding:
@@ -71,7 +73,7 @@ def _verdict(table: Table) -> Finding:
     choice = choose(table)
     if choice is None:
         return _load_only(table, metric)
-    if choice.undecided:
+    if choice.ranked.undecided:
         return _undecided(table, choice)
     if unrest := _unrest(table, choice):
         return unrest
