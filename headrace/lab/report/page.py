@@ -37,7 +37,7 @@ _KEYS = (
     ("unset", "unset", "chunked prefill not stated"),
 )
 _MARK_KEYS = (
-    ("illegal", "illegal: a rule forbids it, not launched"),
+    ("illegal", "illegal: a rule forbids it, not measured"),
     ("failed", "failed"),
     ("degraded", "not comparable: served less, or another workload"),
     ("pending", "not run yet"),
