@@ -154,9 +154,10 @@ def study_to_json(study: Study) -> str:
 def study_from_json(text: str, *, source: str) -> Study:
     """Read a study back.  Raises ConfigError naming `source` when the text is not a study of this version."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{source} is not JSON: {error}") from None
+        # A half of a surrogate pair is valid JSON, and no text that could be written to a report.
+        data = json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, a nesting without end
+        raise ConfigError(f"{source} is not JSON that can be read: {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{source} is not a headrace study of schema version {SCHEMA_VERSION} (found {version!r})")
@@ -167,8 +168,8 @@ def study_from_json(text: str, *, source: str) -> Study:
                 settings=_object(cell["settings"], "settings"),
                 status=CellStatus(cell["status"]),
                 runs=tuple(run_from_json(run) for run in cell["runs"]),
-                rule=cell["rule"],
-                reason=cell["reason"],
+                rule=None if cell["rule"] is None else _text(cell["rule"], "a rule"),
+                reason=None if cell["reason"] is None else _text(cell["reason"], "a reason"),
                 substituted={key: (pair[0], pair[1]) for key, pair in cell["substituted"].items()},
                 refused=cell.get("refused", False) is True,
             )
