@@ -10,15 +10,15 @@ from headrace.lab.records.foreign import study_from_runs
 from headrace.lab.records.results import RunResult
 
 
-def run(tokens: int, budget: int = 64, **more: float) -> RunResult:
-    known = {"max_num_batched_tokens": budget, "enable_chunked_prefill": True, "num_prompts": 100}
-    return RunResult(f"{budget}-{tokens}", known, {"completed": 100, "total_input_tokens": tokens, **more})
+def run(tokens: int, budget: int = 64, repeat: int = 1) -> RunResult:
+    known = {"max_num_batched_tokens": budget, "enable_chunked_prefill": True, "num_prompts": 100, "repeat": repeat}
+    return RunResult(f"sweep/{budget}-{repeat}.json", known, {"completed": 100, "total_input_tokens": tokens})
 
 
 @pytest.mark.parametrize(("tokens", "same"), [(1000, True), (1015, True), (1030, False)])
 def test_imports_and_findings_agree(tokens: int, same: bool) -> None:
     assert same_workload(run(1000).metrics, run(tokens).metrics) is same
-    repeats = study_from_runs([run(1000), run(tokens, duration=1.0)], "s", "s")
+    repeats = study_from_runs([run(1000), run(tokens, repeat=2)], "s", "s")
     assert (len(repeats.cells) == 1) is same
     over_budgets = study_from_runs([run(1000), run(tokens, 128)], "s", "s")
     assert (len(build(over_budgets).cells) == 2) is same
