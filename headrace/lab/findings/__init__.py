@@ -2,7 +2,10 @@
 
 disturbance  which runs other processes slowed down
 trust        which cells may be compared, and what weakens every claim
-compare      a metric over an ordered factor; chunked prefill on against off
+run_warnings what is said about single runs
+compare      a metric over an ordered factor
+chunking     chunked prefill on against off
+undecided    what the noise hides
 causes       Little's law, and the cost of a token
 best         the best cell of a metric and its ties
 headline     which setting, why, and how sure
@@ -10,11 +13,13 @@ headline     which setting, why, and how sure
 
 from __future__ import annotations
 
-from headrace.lab.findings import causes, compare, trust
+from headrace.lab.findings import causes, chunking, compare, trust
 from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
+from headrace.lab.findings.run_warnings import with_disturbance
 from headrace.lab.findings.table import build
+from headrace.lab.findings.undecided import undecided
 from headrace.lab.records.results import Study
 
 __all__ = ["BestCells", "Finding", "best_cells", "explain"]
@@ -35,11 +40,11 @@ def explain(study: Study) -> tuple[Finding, ...]:
         *causes.queueing(table, choice.cell if choice is not None else None),
         *compare.trends(table),
         *compare.step_mix(table),
-        *compare.on_off(table),
-        *compare.undecided(table),
+        *chunking.on_off(table),
+        *undecided(table),
     )
     return (
-        *trust.with_disturbance(table, claims),
+        *with_disturbance(table, claims),
         *trust.left_out(table),
         *trust.not_measured(table),
         *trust.caveats(table),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.compare import restless
 from headrace.lab.findings.finding import Finding
+from headrace.lab.findings.run_warnings import others_took, warned
 from headrace.lab.findings.stats import ratio
 from headrace.lab.findings.table import STRANGER, Table, describe, mean, means
-from headrace.lab.findings.trust import others_took, warned
 from headrace.lab.findings.words import METRIC_WORDS, names, noise, percent, plural, quantity, sentence
 from headrace.lab.records.results import Cell, Json
 

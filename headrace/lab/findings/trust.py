@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 
-from headrace.lab.findings.disturbance import foreign_share, is_disturbed, tells_of_others
 from headrace.lab.findings.finding import Finding
+from headrace.lab.findings.run_warnings import disturbed_runs, run_name, run_warnings
 from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANCE
 from headrace.lab.findings.table import FACTORS, Table, mean, varying, why_invalid
 from headrace.lab.findings.words import listed, names, number, percent, plural
 from headrace.lab.records.comparable import shortfall
-from headrace.lab.records.results import Cell, CellStatus, Json, RunResult
+from headrace.lab.records.results import Cell, CellStatus, Json
 
 # A progress bar shows whole seconds, cut off; one more covers the time around the bar.
 _BAR_RESOLUTION_S = 2.0
-# Warnings of so many kinds are quoted; the rest is in `numbers`.
-_MAX_WARNINGS = 3
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?: ?%)?")
 
 
 def left_out(table: Table) -> list[Finding]:
@@ -54,18 +49,13 @@ def _invalid_runs(table: Table) -> list[Finding]:
         return []
     by_reason: dict[str, list[str]] = {}
     for name, run in dropped:
-        by_reason.setdefault(why_invalid(run), []).append(_run_name(name, run))
+        by_reason.setdefault(why_invalid(run), []).append(run_name(name, run))
     verb = "is" if len(dropped) == 1 else "are"
     text = "; ".join(f"{names(runs)} ({why})" for why, runs in by_reason.items())
     claim = f"{plural(len(dropped), 'run')} {verb} INVALID and not counted: {text}."
     cells = tuple(dict.fromkeys(name for name, _ in dropped))
     numbers: dict[str, Json] = {"sources": [run.source for _, run in dropped]}
     return [Finding("comparability.invalid-runs", "comparability", claim, numbers, cells)]
-
-
-def _run_name(cell: str, run: RunResult) -> str:
-    repeat = run.settings.get("repeat")
-    return f"{cell} run {repeat}" if isinstance(repeat, int) else f"{cell} ({run.source})"
 
 
 def not_measured(table: Table) -> list[Finding]:
@@ -107,106 +97,8 @@ def _illegal(table: Table, identity: str, illegal: Sequence[Cell], outcome: str)
 def caveats(table: Table) -> list[Finding]:
     """What weakens every claim about this study."""
     return [
-        *_single_run(table), *_confounders(table), *_disturbed_runs(table), *_warnings(table), *_profiler(table)
+        *_single_run(table), *_confounders(table), *disturbed_runs(table), *run_warnings(table), *_profiler(table)
     ]  # fmt: skip
-
-
-def others_took(table: Table, cells: Sequence[str] | None = None) -> str | None:
-    """A sentence on the study's disturbed runs; None where none of them counts (in these cells, where they are named).
-
-    One sentence for the whole study, so that findings which share the caveat share its words.
-    """
-    kept, aside = _disturbed(table)
-    if not any(cells is None or name in cells for name, _ in kept):
-        return None
-    every = [*kept, *aside]
-    total = sum(len(cell.runs) for cell in table.cells) + len(aside)
-    return (
-        f"{len(every)} of {plural(total, 'run')} {'was' if len(every) == 1 else 'were'} disturbed: other processes "
-        f"used {_shares([run for _, run in every])} of the processor."
-    )
-
-
-def with_disturbance(table: Table, findings: Sequence[Finding]) -> list[Finding]:
-    """The findings, with a caveat on each that rests on disturbed runs."""
-    return [
-        one
-        if (said := others_took(table, one.cells)) is None or said in one.claim
-        else replace(one, caveats=(*one.caveats, said))
-        for one in findings
-    ]
-
-
-def warned(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells with a run that carries a warning of its own (a profiler and other processes are told apart)."""
-    return [cell for cell in cells if any(_own_warnings(run) for run in cell.runs)]
-
-
-def _disturbed(table: Table) -> tuple[list[tuple[str, RunResult]], list[tuple[str, RunResult]]]:
-    """Disturbed runs of the compared cells, by cell: those that count, and those that are set aside."""
-    kept = [(cell.name, run) for cell in table.cells for run in cell.runs if is_disturbed(run)]
-    compared = {cell.name for cell in table.cells}
-    return kept, [(name, run) for name, run in table.set_aside if name in compared]
-
-
-def _shares(runs: Sequence[RunResult]) -> str:
-    low, high = (percent(pick(map(foreign_share, runs))) for pick in (min, max))
-    return low if low == high else f"{low} to {high}"
-
-
-def _disturbed_runs(table: Table) -> list[Finding]:
-    """All the runs during which others used the processor, and what became of them."""
-    kept, aside = _disturbed(table)
-    if not aside and not kept:
-        return []
-    total = sum(len(cell.runs) for cell in table.cells) + len(aside)
-    every = [*kept, *aside]
-    shares = _shares([run for _, run in every])
-    claim = f"{len(every)} of {plural(total, 'run')}: other processes used {shares} of the processor."
-    if aside:
-        which = names([_run_name(name, run) for name, run in aside])
-        verb, their = ("is", "its cell has") if len(aside) == 1 else ("are", "their cells have")
-        claim += f" {which} {verb} left out, since {their} undisturbed repeats."
-    if kept:
-        those = "the others" if aside else "these"
-        claim += (
-            f" The cells of {those} have no undisturbed run: differences in them count only beyond what others "
-            "can slow a run down by. Repeat them on a quiet machine."
-        )
-    numbers: dict[str, Json] = {run.source: round(foreign_share(run), 3) for _, run in every}
-    cells = tuple(dict.fromkeys(name for name, _ in every))
-    return [Finding("caveat.disturbed", "caveat", claim, numbers, cells)]
-
-
-def _own_warnings(run: RunResult) -> list[str]:
-    return [text for text in run.warnings if "profiler" not in text and not tells_of_others(text)]
-
-
-def _warnings(table: Table) -> list[Finding]:
-    """What the measuring client or the importer said about single runs; those that differ in numbers only are one."""
-    cells = warned(table.cells)
-    if not cells:
-        return []
-    runs = [run for cell in table.cells for run in cell.runs]
-    kinds: dict[str, list[str]] = {}
-    for run in runs:
-        for kind, text in {_NUMBER.sub("#", text): text for text in _own_warnings(run)}.items():
-            kinds.setdefault(kind, []).append(text.rstrip("."))
-    said = [f"{len(texts)} of {plural(len(runs), 'run')}: {_merged(texts)}" for texts in kinds.values()]
-    more = f"; and {plural(len(said) - _MAX_WARNINGS, 'other warning')}" if len(said) > _MAX_WARNINGS else ""
-    claim = f"{'; '.join(said[:_MAX_WARNINGS])}{more}."
-    return [Finding("caveat.run-warnings", "caveat", claim, {"warnings": said}, tuple(c.name for c in cells))]
-
-
-def _merged(texts: Sequence[str]) -> str:
-    """One text for several of the same words: "15 % to 69 %" where their numbers differ."""
-    columns = iter(list(zip(*(_NUMBER.findall(text) for text in texts), strict=True)))
-
-    def span(_: re.Match[str]) -> str:
-        values = sorted(set(next(columns)), key=lambda text: float(text.rstrip(" %")))
-        return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
-
-    return _NUMBER.sub(span, texts[0])
 
 
 def _short_cells(table: Table, cells: Sequence[Cell]) -> Finding:
