@@ -58,7 +58,7 @@ def choose(table: Table) -> Choice | None:
 def headline(table: Table) -> Finding:
     """A recommendation with its reason, or one sentence on why there is none; then what other processes took."""
     found = _verdict(table)
-    took = others_took(table, found.cells)
+    took = others_took(table)
     if took is None:
         return found
     return replace(found, claim=f"{found.claim} {took} Repeat them on a quiet machine.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from headrace.lab.findings.disturbance import taken
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.run_warnings import disturbed_runs, run_name, run_warnings
 from headrace.lab.findings.stats import ONE_RUN_ALLOWANCE, ONE_RUN_TAIL_ALLOWANCE
@@ -154,15 +155,18 @@ def _single_run(table: Table) -> list[Finding]:
     single = [cell for cell in table.cells if len(cell.runs) == 1]
     if not single:
         return []
-    which = (
-        "One run a cell"
-        if len(single) == len(table.cells)
-        else f"One run only in {names([cell.name for cell in single])}"
-    )
-    claim = (
-        f"{which}: differences of a few per cent cannot be told from noise. Means and medians within "
-        f"{percent(ONE_RUN_ALLOWANCE)} count as ties here, p99 within {percent(ONE_RUN_TAIL_ALLOWANCE)}."
-    )
+    stated = f"{percent(ONE_RUN_ALLOWANCE)} count as ties here, p99 within {percent(ONE_RUN_TAIL_ALLOWANCE)}"
+    if len(single) == len(table.cells):
+        beside = "; more where others used the processor" if taken(table.cells) else ""
+        claim = (
+            "One run a cell: differences of a few per cent cannot be told from noise. Means and medians within "
+            f"{stated}{beside}."
+        )
+    else:
+        claim = (
+            f"One run only in {names([cell.name for cell in single])}: differences of a few per cent cannot be told from "
+            f"noise. Means and medians within at least {stated}; more where repeats lie further apart."
+        )
     return [
         Finding(
             "caveat.single-run",
