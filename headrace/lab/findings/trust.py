@@ -164,7 +164,7 @@ def _single_run(table: Table) -> list[Finding]:
         )
     else:
         claim = (
-            f"One run only in {names([cell.name for cell in single])}: differences of a few per cent cannot be told from "
+            f"One run only in {names([cell.name for cell in single])}: a few per cent cannot be told from "
             f"noise. Means and medians within at least {stated}; more where repeats lie further apart."
         )
     return [
