@@ -16,7 +16,7 @@ from rich.text import Text
 
 from headrace.lab.records.results import CellStatus
 from headrace.lab.report.text import plain, with_unit
-from headrace.lab.report.view import StudyView
+from headrace.lab.report.view import FindingView, StudyView
 
 MAX_LINES = 30
 _LEVEL_STYLE = {"good": "bold green", "care": "bold yellow", "bad": "bold red"}
@@ -48,7 +48,7 @@ def summary_lines(views: Sequence[StudyView], page: Path, width: int = 100) -> l
     return [*lines[:room], *beside, *closing][:MAX_LINES]
 
 
-def _wrap(text: str, width: int, style: str, most: int, indent: str = "  ") -> list[Line]:
+def _wrap(text: str, width: int, style: str, most: int | None, indent: str = "  ") -> list[Line]:
     parts = textwrap.wrap(
         plain(text), width, subsequent_indent=indent, max_lines=most, placeholder=" …", break_on_hyphens=False
     )
@@ -66,7 +66,7 @@ def _best(view: StudyView, width: int) -> list[Line]:
     """Best and tied cells: the headline finding says it where there is one, else a line a metric."""
     headline = next((finding for finding in view.findings if finding.id == "headline"), None)
     if headline is not None:
-        return _claim(headline.claim, width, 5)
+        return _claim(headline.claim, width, 5) or _wrap(headline.claim, width, "", 5)
     lines: list[Line] = []
     for best in view.best:
         n = "single run" if best.value.n == 1 else f"mean of {best.value.n}"
@@ -80,36 +80,48 @@ def _best(view: StudyView, width: int) -> list[Line]:
 
 
 def _findings(view: StudyView, width: int, room: int) -> list[Line]:
-    """As many findings as fit, at most two lines each, one of each topic first; the last line counts the rest."""
+    """As many findings as fit, one of each topic first; the last line counts the rest.
+
+    Four lines each at most, or fewer where that says more of them.
+    """
     findings = [finding for finding in view.findings if finding.id != "headline"]
     if not findings or room < 3:
         return []
     first = {finding.topic: finding for finding in reversed(findings)}.values()
     ordered = sorted(findings, key=lambda finding: finding not in first)  # stable: the order within stays
-    lines: list[Line] = [("findings", "bold")]
-    for index, finding in enumerate(ordered):
-        part = _claim(f"- {finding.claim}", width, 2)
-        rest = len(ordered) - index - 1
-        if len(lines) + len(part) + bool(rest) > room:
-            return [*lines, (f"  … {rest + 1} more in the report", "dim")]
-        lines += part
-    return lines
+    lines, unsaid = min((_fitting(ordered, width, room, most) for most in (4, 3, 2)), key=lambda found: found[1])
+    more = [(f"  {unsaid} more in the report", "dim")] if unsaid else []
+    return [("findings", "bold"), *lines, *more]
+
+
+def _fitting(findings: Sequence[FindingView], width: int, room: int, most: int) -> tuple[list[Line], int]:
+    """The claims that fit below a heading and above a closing line, and how many do not."""
+    lines: list[Line] = []
+    said = 0
+    for finding in findings:
+        part = _claim(f"- {finding.claim}", width, most)
+        if part and len(lines) + len(part) <= room - 2:
+            lines += part
+            said += 1
+    return lines, len(findings) - said
 
 
 def _claim(text: str, width: int, most: int) -> list[Line]:
-    """The claim in at most `most` lines: whole, else to the end of its last sentence or clause that fits."""
+    """The claim in at most `most` lines: whole, else to the end of its last sentence or clause that fits; nothing
+    where not even its first clause does."""
     text = plain(text)
     ends = [match for match in _CLAUSE_END.finditer(text) if not _inside_brackets(text[: match.start()])]
     sentences = [match for match in ends if match[0] == "."]
     for match in (None, *reversed(sentences), *reversed(ends)):
         part = text if match is None else text[: match.start()] + "."
-        if len(_wrap(part, width, "", most + 1)) <= most:
-            return _wrap(part, width, "", most)
-    return _wrap(text, width, "", most)
+        lines = _wrap(part, width, "", None)
+        if len(lines) <= most:
+            return lines
+    return []
 
 
-# A clause after a comma may hang on it ("if a, b"), so only what no comma holds together ends one.
-_CLAUSE_END = re.compile(r"\.(?= )|;(?= )|:(?= )|(?= \()|,(?= (?:and|so|because|which|at|best|more) )")
+# What follows a comma or a colon may be needed ("if a, b"), so only these end a clause.
+_CLAUSE_END = re.compile(r"\.(?= )|;(?= )|,(?= (?:and|so|because|which|at|best|more) )")
 
 
 def _inside_brackets(text: str) -> bool:
@@ -127,7 +139,7 @@ def _unplanned(view: StudyView, width: int) -> list[Line]:
     for (status, why), names in groups.items():
         lines += _wrap(_named(status, names, why, width), width, "yellow", 1)
     if len(lines) > 5:
-        lines = [*lines[:4], (f"  … {len(groups) - 4} more groups of cells in the report", "dim")]
+        lines = [*lines[:4], (f"  {len(groups) - 4} more groups of cells in the report", "dim")]
     return lines
 
 

@@ -110,12 +110,18 @@ def test_the_summary_says_what_is_best_tied_found_and_not_measured() -> None:
 
 
 def test_the_summary_ends_at_clauses_and_counts_the_names_that_do_not_fit() -> None:
-    claim = "Duration rises: " + ", ".join(f"{n} s at {n}" for n in range(20)) + "; then it is flat for good."
+    claim = "Duration rises; it is " + ", ".join(f"{n} s at {n}" for n in range(40))
+    endless = "In all these cells it is " + ", ".join(f"{n} s at {n}" for n in range(40))
     cells = [unmeasured(n, True, CellStatus.ILLEGAL, "R2", "too small") for n in range(16, 48)]
     world = study(measured(64), measured(128), *cells, title="A rather long title, " * 6 + "the end")
-    lines = [text for text, _ in summary_lines([study_view(world, [Finding("f", "t", claim)])], Path("r.html"), 80)]
+    lines = [
+        text
+        for text, _ in summary_lines(
+            [study_view(world, [Finding("f", "t", claim), Finding("g", "t", endless)])], Path("r.html"), 80
+        )
+    ]
     assert " ".join(line.strip() for line in lines[:2]) == f"{world.title} (measured)"
-    assert "- Duration rises." in lines
+    assert "- Duration rises." in lines and "  1 more in the report" in lines
     assert any(line.startswith("illegal: on-16,") and line.endswith(" more (R2)") for line in lines)
     assert not any("…" in line for line in lines)
 
