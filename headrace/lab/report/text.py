@@ -55,7 +55,7 @@ def decimals(values: Iterable[float]) -> int:
     if not sizes or all(size == int(size) for size in sizes):
         return 0
     small, large = _own_decimals(min(sizes)), _own_decimals(max(sizes))
-    return min(small, large or (1 if min(sizes) < 100 else 0))
+    return min(small, large or (1 if min(sizes) < 100 and max(sizes) < 100_000 else 0))
 
 
 def _own_decimals(size: float) -> int:
