@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,24 @@ def _first_line(error: Exception) -> str:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The model's safetensors files, in order of name: those of its index, or its one file, or all there are."""
+    """The model's safetensors files, in order of name: those that its index names, or its one file, or all there are.
+
+    Files that an index names may be missing.  Raises ConfigError for an index that is none.
+    """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         promised = read_json(index).get("weight_map")
-        values = promised.values() if isinstance(promised, dict) else ()
-        names = {value for value in values if isinstance(value, str)}
-        return tuple(sorted(path for path in directory.glob("*.safetensors") if path.name in names))
+        names = set(promised.values()) if isinstance(promised, dict) and _all_names(promised.values()) else set()
+        if not names:
+            raise ConfigError(f"{index} is not a safetensors index: it needs a 'weight_map' from tensors to file names")
+        return tuple(directory / name for name in sorted(names))
     single = directory / "model.safetensors"
     return (single,) if single.is_file() else tuple(sorted(directory.glob("*.safetensors")))
+
+
+def _all_names(values: Iterable[object]) -> bool:
+    """Names of files in the same directory: a path that leads out of it is not opened."""
+    return all(isinstance(value, str) and Path(value).name == value for value in values)
 
 
 def check_weights(name: str, directory: Path) -> None:
@@ -138,15 +148,12 @@ def check_weights(name: str, directory: Path) -> None:
             f"--model {name} has {has}; this engine reads *.safetensors files only "
             "(or use --load-format dummy for random weights)"
         )
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        promised = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(promised - {path.name for path in files})
-        if missing:
-            raise ConfigError(
-                f"--model {name}: {index.name} names {len(missing)} file(s) that are not there, the first is "
-                f"{missing[0]}; fetch the model again"
-            )
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"--model {name}: model.safetensors.index.json names {len(missing)} file(s) that are not there, the first "
+            f"is {missing[0]}; fetch the model again"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -169,7 +176,7 @@ def read_facts(directory: Path) -> ModelFacts:
         shape=shape,
         dtype=dtype if isinstance(dtype, str) else None,
         num_parameters=num_parameters(shape),
-        tensor_names=frozenset(name for path in weight_files(directory) for name in _header(path)),
+        tensor_names=frozenset(name for path in weight_files(directory) if path.is_file() for name in _header(path)),
     )
 
 

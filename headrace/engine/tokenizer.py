@@ -31,6 +31,15 @@ _SAMPLING_NAMES = {
     "max_new_tokens": "max_tokens",
 }
 
+_SAMPLING_RANGES = {
+    "repetition_penalty": (1e-6, 100.0),
+    "temperature": (0.0, 100.0),
+    "top_k": (-1, 1 << 31),
+    "top_p": (1e-6, 1.0),
+    "min_p": (0.0, 1.0),
+    "max_new_tokens": (1, 1 << 31),
+}
+
 
 class Tokenizer:
     """Safe to call from any thread.
@@ -167,7 +176,8 @@ class Tokenizer:
 def sampling_defaults(model_directory: Path, policy: str) -> dict[str, Any]:
     """The model author's sampling parameters, under SamplingParams' names.
 
-    `policy` "auto" reads generation_config.json as vLLM does, "vllm" ignores it.  Values of a wrong type are left out.
+    `policy` "auto" reads generation_config.json as vLLM does, "vllm" ignores it.  Values of a wrong type are left out;
+    ConfigError for one that no request could ask for: it would meet every request that sets nothing.
     """
     path = model_directory / "generation_config.json"
     if policy == "vllm" or not path.is_file():
@@ -178,6 +188,12 @@ def sampling_defaults(model_directory: Path, policy: str) -> dict[str, Any]:
     for theirs, ours in _SAMPLING_NAMES.items():
         value = stored.get(theirs)
         if isinstance(value, kinds.get(theirs, (int, float))) and not isinstance(value, bool):
+            low, high = _SAMPLING_RANGES[theirs]
+            if not low <= value <= high:
+                raise ConfigError(
+                    f"{path}: {theirs} is {value}, it must be between {low:g} and {high:g}; correct it, or ignore the "
+                    "file with --generation-config vllm"
+                )
             found[ours] = value
     return found
 
@@ -201,7 +217,10 @@ def _own_template(directory: Path) -> str | None:
     """chat_template.jinja, else tokenizer_config.json's `chat_template` (a text, or a list of named ones)."""
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read as text ({error})") from None
     config = directory / "tokenizer_config.json"
     value = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(value, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headrace.engine.model_files import weight_files
 from headrace.engine.models.shape import ModelShape
 from headrace.engine.models.tensors import expected_tensors
 from headrace.engine.quant.layout import Layout, layout
@@ -43,8 +43,11 @@ class Checkpoint:
         self._dtype = dtype
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}  # tensor name -> open file
+        files = weight_files(model_dir)
+        if not files:
+            raise ConfigError(f"{model_dir} has no *.safetensors files")
         try:
-            for path in _weight_files(model_dir):
+            for path in files:
                 try:
                     file = self._stack.enter_context(safe_open(path, framework="pt"))
                 except (SafetensorError, OSError) as error:
@@ -140,32 +143,13 @@ def open_weights(
 
 def _tensor_names(model_dir: Path) -> set[str]:
     names: set[str] = set()
-    for path in _weight_files(model_dir):
+    for path in weight_files(model_dir):
         try:
             with safe_open(path, framework="pt") as file:
                 names |= set(file.keys())
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
     return names
-
-
-def _weight_files(model_dir: Path) -> list[Path]:
-    index = model_dir / "model.safetensors.index.json"
-    single = model_dir / "model.safetensors"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise ConfigError(f"{index} is not a safetensors index (an object with 'weight_map')") from None
-        if any(Path(name).name != name for name in names):
-            raise ConfigError(f"{index} is not a safetensors index: it names files outside its directory")
-        missing = [name for name in names if not (model_dir / name).is_file()]
-        if missing:
-            raise ConfigError(f"{model_dir} lacks the weight files {', '.join(missing)} that its index names")
-        return [model_dir / name for name in names]
-    if single.is_file():
-        return [single]
-    raise ConfigError(f"{model_dir} has neither model.safetensors nor model.safetensors.index.json")
 
 
 def _check_names(

@@ -156,6 +156,15 @@ def test_sampling_defaults_of_the_model_and_without_them(tmp_path: Path) -> None
     assert sampling_defaults(tmp_path, "vllm") == {}
 
 
+@pytest.mark.parametrize(
+    "stored", [{"repetition_penalty": 0}, {"max_new_tokens": 0}, {"top_p": 1.5}, {"temperature": -1}]
+)
+def test_a_default_that_no_request_could_ask_for_is_refused(stored: dict[str, float], tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=rf"generation_config\.json: {next(iter(stored))} is"):
+        sampling_defaults(tmp_path, "auto")
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"tokenizer\.json is not a tokenizer"):

@@ -61,12 +61,14 @@ def test_quantised_numbers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "neither model.safetensors nor"),
+        ({}, "no \\*.safetensors files"),
         ({"model.safetensors": b"not a header"}, "cannot read"),
         ({"model.safetensors.index.json": b"{}"}, "not a safetensors index"),
+        ({"model.safetensors.index.json": b'{"weight_map": ["part-1.safetensors"]}'}, "not a safetensors index"),
+        ({"model.safetensors.index.json": b'{"weight_map": {"a": ["x"], "b": 1}}'}, "not a safetensors index"),
         (
             {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "part-1.safetensors"}}).encode()},
-            "lacks the weight files part-1.safetensors",
+            "cannot read .*part-1.safetensors",
         ),
         (
             {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../other.safetensors"}}).encode()},
