@@ -18,3 +18,8 @@ def shared_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("real test data not present (set HEADRACE_TEST_DATA to its folder)")
     return REAL_DATA
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a function or class by its name: pytest's own choice has an address in it, another in every worker."""
+    return getattr(val, "__qualname__", None) if callable(val) else None
