@@ -86,7 +86,9 @@ CASES: list[tuple[Callable[[], ToolParser], str, str, Calls]] = [
 ]
 
 
-@pytest.mark.parametrize(("parser", "text", "content", "calls"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("parser", "text", "content", "calls"), CASES, ids=lambda value: None if callable(value) else str(value)[:40]
+)
 def test_calls_are_found_wherever_the_text_is_cut(
     parser: Callable[[], ToolParser], text: str, content: str, calls: Calls
 ) -> None:
