@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from headrace.errors import ConfigError
+from headrace.sizing.config_values import positive_int
 
 
 class ExpertsLike(Protocol):
@@ -125,22 +126,22 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
     if not known:
         raise ConfigError(f"{source}: architectures {names!r} are not known here; known: {', '.join(FAMILIES)}")
     family = FAMILIES[known[0]]
-    heads, hidden = _count(config, "num_attention_heads", source), _count(config, "hidden_size", source)
-    kv_heads = _count(config, "num_key_value_heads", source, default=heads)
+    heads, hidden = positive_int(config, "num_attention_heads", source), positive_int(config, "hidden_size", source)
+    kv_heads = positive_int(config, "num_key_value_heads", source, default=heads)
     if heads % kv_heads:
         raise ConfigError(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    layers = _count(config, "num_hidden_layers", source)
+    layers = positive_int(config, "num_hidden_layers", source)
     biased = family.attention_bias and bool(config.get("attention_bias", False))
     return ModelShape(
         architecture=known[0],
-        vocab_size=_count(config, "vocab_size", source),
+        vocab_size=positive_int(config, "vocab_size", source),
         hidden_size=hidden,
-        intermediate_size=_count(config, "intermediate_size", source),
+        intermediate_size=positive_int(config, "intermediate_size", source),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=_count(config, "head_dim", source, default=family.head_dim or hidden // heads),
-        max_position_embeddings=_count(config, "max_position_embeddings", source),
+        head_dim=positive_int(config, "head_dim", source, default=family.head_dim or hidden // heads),
+        max_position_embeddings=positive_int(config, "max_position_embeddings", source),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family.qkv_bias or biased,
         output_bias=biased,
@@ -153,22 +154,11 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
 def _experts(config: Mapping[str, Any], family: _Family, layers: int, source: str) -> Experts | None:
     if family.expert_count is None or family.expert_size is None:
         return None
-    step = _count(config, "decoder_sparse_step", source, default=1)
+    step = positive_int(config, "decoder_sparse_step", source, default=1)
     dense = config.get("mlp_only_layers") or ()
     return Experts(
-        count=_count(config, family.expert_count, source),
-        per_token=_count(config, "num_experts_per_tok", source),
-        intermediate_size=_count(config, family.expert_size, source),
+        count=positive_int(config, family.expert_count, source),
+        per_token=positive_int(config, "num_experts_per_tok", source),
+        intermediate_size=positive_int(config, family.expert_size, source),
         dense_layers=frozenset(layer for layer in range(layers) if layer in dense or (layer + 1) % step),
     )
-
-
-def _count(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ConfigError(f"{source}: key {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{source}: {key} must be a positive integer, not {value!r}")
-    return value

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.engine.models.config_values import positive_float, positive_int
 from headrace.errors import ConfigError
+from headrace.sizing.config_values import positive_float, positive_int
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
 

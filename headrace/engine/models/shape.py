@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.models.config_values import positive_float, positive_int
 from headrace.engine.models.rope import RopeScaling, longest_context, read_rope
 from headrace.engine.quant.config import Quantization, read_quantization, refuse_foreign_quantization
 from headrace.errors import ConfigError
+from headrace.sizing.config_values import positive_float, positive_int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.engine.models.config_values import one_of
 from headrace.errors import ConfigError
+from headrace.sizing.config_values import one_of
 
 SUPPORTED = (
     "gptq (4 or 8 bits)",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import ConfigError
 
 
-def positive_int(config: dict[str, Any], key: str, source: str, default: int | None = None) -> int:
+def positive_int(config: Mapping[str, Any], key: str, source: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None:
         value = default
@@ -18,7 +19,7 @@ def positive_int(config: dict[str, Any], key: str, source: str, default: int | N
     return value
 
 
-def positive_float(config: dict[str, Any], key: str, source: str, default: float | None = None) -> float:
+def positive_float(config: Mapping[str, Any], key: str, source: str, default: float | None = None) -> float:
     value = config.get(key)
     if value is None:
         value = default
@@ -29,7 +30,7 @@ def positive_float(config: dict[str, Any], key: str, source: str, default: float
     return float(value)
 
 
-def one_of(config: dict[str, Any], key: str, source: str, accepted: tuple[Any, ...], default: Any) -> Any:
+def one_of(config: Mapping[str, Any], key: str, source: str, accepted: tuple[Any, ...], default: Any) -> Any:
     """The value of `key`, which must be one of `accepted`; anything else is refused with the list."""
     value = config.get(key, default)
     if not any(value == each and type(value) is type(each) for each in accepted):
