@@ -3,7 +3,8 @@
 #   . scripts/_env.sh; need engine dev
 #
 # Everything is pinned in constraints.txt.  The environment is made anew when that file, pyproject.toml, the place of the
-# checkout or the Python version changes.  PYTHON names the interpreter to use, HEADRACE_VENV another place for it.
+# checkout or the Python version changes.  The native kernels are built again when their sources change (while you work on
+# them, scripts/build-kernels is faster).  PYTHON names the interpreter to use, HEADRACE_VENV another place for it.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${HEADRACE_VENV:-$root/.venv}
@@ -28,7 +29,7 @@ find_python() {
 }
 
 need() {
-    local extras python base stamp
+    local extras python base stamp sources
     extras=$(IFS=,; echo "$*")
     python=$(find_python) || exit 3
     base=$( (cat "$root/pyproject.toml" "$root/constraints.txt"; "$python" -c 'import sys; print(sys.version, sys.base_prefix)'; echo "$root") |
@@ -45,7 +46,8 @@ need() {
         fi
     fi
     stamp="$venv/headrace-$extras"
-    if [ ! -e "$stamp" ]; then
+    sources=$(cat "$root"/headrace/engine/kernels/CMakeLists.txt "$root"/headrace/engine/kernels/cpp/* | sha256sum)
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$sources" ]; then
         say "installing headrace[$extras] into ${venv#"$root"/} (the first time takes a few minutes) ..."
         if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt" \
             --editable "$root[$extras]" 2> >(grep -v '^WARNING: Location' >&2); then
@@ -53,7 +55,7 @@ need() {
             exit 3
         fi
         echo "$base" >"$venv/headrace-base"
-        touch "$stamp"
+        echo "$sources" >"$stamp"
     fi
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV=$venv PYTHONNOUSERSITE=1
 }

@@ -1,0 +1,91 @@
+#include "probe.hpp"
+#include "simd.hpp"
+
+namespace headrace::HEADRACE_ISA {
+namespace {
+
+constexpr int CHAINS = 10;  // latency 4 or 5, two a cycle
+
+double fp32(std::int64_t rounds, float* sink) {
+    Vec chain[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) chain[i] = all(0.5f + i);
+    const Vec a = all(0.999f), b = all(0.001f);
+    for (std::int64_t round = 0; round < rounds; ++round)
+        for (int i = 0; i < CHAINS; ++i) chain[i] = headrace::HEADRACE_ISA::fma(chain[i], a, b);
+    for (int i = 0; i < CHAINS; ++i) *sink += sum_of(chain[i]);
+    return 2.0 * LANES * CHAINS * static_cast<double>(rounds);
+}
+
+#if defined(HEADRACE_ISA_avx512_bf16)
+
+double bf16(std::int64_t rounds, float* sink) {
+    Vec chain[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) chain[i] = all(0.5f + i);
+    const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803c00), b = (__m512bh)_mm512_set1_epi32(0x3c003f00);
+    for (std::int64_t round = 0; round < rounds; ++round)
+        for (int i = 0; i < CHAINS; ++i) chain[i] = _mm512_dpbf16_ps(chain[i], a, b);
+    for (int i = 0; i < CHAINS; ++i) *sink += sum_of(chain[i]);
+    return 4.0 * LANES * CHAINS * static_cast<double>(rounds);
+}
+
+double int8(std::int64_t rounds, float* sink) {
+    __m512i chain[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) chain[i] = _mm512_set1_epi32(i);
+    const __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-1);
+    for (std::int64_t round = 0; round < rounds; ++round)
+        for (int i = 0; i < CHAINS; ++i) chain[i] = _mm512_dpbusd_epi32(chain[i], a, b);
+    for (int i = 0; i < CHAINS; ++i) *sink += static_cast<float>(_mm512_reduce_add_epi32(chain[i]));
+    return 8.0 * LANES * CHAINS * static_cast<double>(rounds);
+}
+
+#else
+
+double bf16(std::int64_t rounds, float* sink) { return fp32(rounds, sink); }
+
+// Products of int16 pairs (vpmaddwd) and a sum: what an exact int8 product takes without VNNI.
+#if defined(HEADRACE_ISA_avx512)
+using Ints = __m512i;
+HEADRACE_INLINE Ints ints(int x) { return _mm512_set1_epi32(x); }
+HEADRACE_INLINE Ints multiply_add(Ints c, Ints a, Ints b) { return _mm512_add_epi32(c, _mm512_madd_epi16(a, b)); }
+HEADRACE_INLINE void keep(Ints& x) { __asm__ volatile("" : "+v"(x)); }
+#else
+using Ints = __m256i;
+HEADRACE_INLINE Ints ints(int x) { return _mm256_set1_epi32(x); }
+HEADRACE_INLINE Ints multiply_add(Ints c, Ints a, Ints b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
+HEADRACE_INLINE void keep(Ints& x) { __asm__ volatile("" : "+x"(x)); }
+#endif
+
+double int8(std::int64_t rounds, float* sink) {
+    Ints chain[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) chain[i] = ints(i);
+    Ints a = ints(0x00030005), b = ints(0x0001fffe);
+    for (std::int64_t round = 0; round < rounds; ++round)
+        for (int i = 0; i < CHAINS; ++i) {
+            keep(a);  // or the product, which is the same each time, would be computed once
+            chain[i] = multiply_add(chain[i], a, b);
+        }
+    for (int i = 0; i < CHAINS; ++i) {
+        std::int32_t lane;
+        std::memcpy(&lane, &chain[i], 4);
+        *sink += static_cast<float>(lane);
+    }
+    return 4.0 * LANES * CHAINS * static_cast<double>(rounds);
+}
+
+#endif
+
+void read(const void* data, std::int64_t bytes, float* sink) {
+    const float* values = static_cast<const float*>(data);
+    Vec sums[8];
+    for (auto& sum : sums) sum = zero();
+    for (std::int64_t i = 0; i < bytes / 4; i += 8 * LANES)
+        for (int j = 0; j < 8; ++j) sums[j] = add(sums[j], load(values + i + j * LANES));
+    for (auto& sum : sums) *sink += sum_of(sum);
+}
+
+}  // namespace
+
+extern const ProbeKernels probe_kernels;
+const ProbeKernels probe_kernels = {fp32, bf16, int8, read};
+
+}  // namespace headrace::HEADRACE_ISA
