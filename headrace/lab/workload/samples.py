@@ -57,15 +57,30 @@ def build_workload(spec: WorkloadSpec, tokenizer: TextTokenizer) -> Workload:
     if spec.dataset_name == "sharegpt":
         samples = _sharegpt(spec, tokenizer)
     else:
-        lengths = _conversation(spec) if spec.dataset_name == "conversation" else _random(spec)
-        prefix = _scaled(spec.random_prefix_len, spec.scale) if spec.random_prefix_len else 0
-        samples = _synthetic(spec, lengths, tokenizer, salt="measured", prefix_tokens=prefix)
+        samples = _synthetic(
+            spec, spec_lengths(spec), tokenizer, salt="measured", prefix_tokens=shared_prefix_tokens(spec)
+        )
     return Workload(
         samples=tuple(samples),
         warmup=_warmup(spec, samples, tokenizer),
         tokenizer=tokenizer.name,
         unique_prompt_ratio=len({s.prompt for s in samples}) / len(samples),
     )
+
+
+def spec_lengths(spec: WorkloadSpec) -> list[tuple[int, int]]:
+    """(prompt tokens, answer tokens) of each request, without a shared prefix; needs no tokenizer.
+
+    Raises ConfigError for a dataset of real text.
+    """
+    if spec.dataset_name == "sharegpt":
+        raise ConfigError("the dataset sharegpt is real text: its lengths are known only to a tokenizer")
+    return _conversation(spec) if spec.dataset_name == "conversation" else _random(spec)
+
+
+def shared_prefix_tokens(spec: WorkloadSpec) -> int:
+    """Tokens that all prompts of the dataset random begin with."""
+    return _scaled(spec.random_prefix_len, spec.scale) if spec.random_prefix_len else 0
 
 
 def _scaled(length: int, scale: float) -> int:
