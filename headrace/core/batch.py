@@ -14,7 +14,8 @@ class Chunk(NamedTuple):
     """Positions [start, start + length) of one sequence.
 
     There is no prefill or decode flag: a decode is length 1 at the end of the sequence.  `samples` is True when
-    the chunk reaches the end of the sequence, so its last position's logits are needed.
+    the chunk reaches the end of the sequence, so its last position's logits are needed.  `drafts` are guesses for the
+    tokens behind that end; they count in `length`, and then the logits of all positions of the chunk are needed.
     `sequence` may be read (token ids, block table, sampling parameters) until the batch is committed.
     """
 
@@ -24,6 +25,15 @@ class Chunk(NamedTuple):
     start: int
     length: int
     samples: bool
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The `length` tokens that are computed, drafts included."""
+        sequence, start, length, _, drafts = self
+        if not drafts:
+            return sequence.tokens_between(start, start + length)
+        return [*sequence.tokens_between(start, start + length - len(drafts)), *drafts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,10 @@ class Batch:
     def num_tokens(self) -> int:
         return sum([chunk.length for chunk in self.chunks])
 
+    @property
+    def num_drafts(self) -> int:
+        return sum([len(chunk.drafts) for chunk in self.chunks])
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -56,10 +70,13 @@ class StepResult:
     `tokens` holds the sampled token of every chunk with `samples`, in the batch's order.  `failed` maps a
     request id to the reason why its row is unusable (NaN logits, say): that request ends with
     FinishReason.ERROR, the others go on; its entry in `tokens` is ignored (but present).
+    `accepted` says, by request id, how many of a chunk's drafts are what the model itself chose, from the first on
+    (0 where absent); the chunk's sampled token is the one behind them.
     """
 
     tokens: tuple[int, ...]
     failed: Mapping[str, str] = field(default_factory=dict)
+    accepted: Mapping[str, int] = field(default_factory=dict)
 
 
 class TokenEvent(NamedTuple):

@@ -120,6 +120,16 @@ class BlockManager:
             table.append(self._take())
         return True
 
+    def shrink(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give back what the block table holds beyond `num_tokens` tokens: blocks that nobody else holds or finds."""
+        table = sequence.block_table
+        for _ in range(len(table) - self.blocks_for(num_tokens)):
+            block = table.pop()
+            if self._refs[block] != 1 or self._keys[block] is not None:
+                raise InvariantError(f"block {block} of request {sequence.request_id} is taken back and in use")
+            self._refs[block] = 0
+            self._blank.append(block)
+
     def publish(self, sequence: Sequence, num_tokens: int) -> None:
         """Make the full blocks among the first `num_tokens` tokens findable; their tokens are final."""
         full = num_tokens // self.block_size

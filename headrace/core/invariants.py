@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NoReturn
 
-from headrace.core.batch import Batch
+from headrace.core.batch import Batch, Chunk
 from headrace.core.blocks import Room, _digest
 from headrace.core.queues import rank
 from headrace.core.request import FinishReason
@@ -75,6 +75,9 @@ def _check_queues(scheduler: Scheduler) -> None:
 
 def _check_sequences(scheduler: Scheduler) -> None:
     state, is_v1 = scheduler.state, scheduler.config.policy.startswith("v1")
+    # Drafts have blocks while they are computed, and at no other time.
+    chunks = () if scheduler.in_flight is None else scheduler.in_flight.chunks
+    ahead = {chunk.sequence: len(chunk.drafts) for chunk in chunks}
     for sequence in state.waiting:
         if sequence.block_table or sequence.computed or sequence.num_published:
             _fail(f"{sequence} waits and still holds blocks or computed tokens")
@@ -85,6 +88,7 @@ def _check_sequences(scheduler: Scheduler) -> None:
         if sequence.num_tokens >= sequence.length_limit:
             _fail(f"{sequence} is past its limit of {sequence.length_limit} tokens")
         covered = sequence.computed if is_v1 else max(sequence.computed, sequence.prefill_length)
+        covered += ahead.get(sequence, 0)
         if len(sequence.block_table) != state.blocks.blocks_for(covered):
             _fail(f"{sequence} holds {len(sequence.block_table)} blocks for {covered} tokens")
         if sequence.num_published * state.blocks.block_size > sequence.computed:
@@ -146,18 +150,20 @@ def _check_chunks(scheduler: Scheduler, batch: Batch, before: Mapping[Sequence, 
     writers: set[int] = set()
     if len({chunk.sequence for chunk in batch.chunks}) != len(batch.chunks):
         _fail("a sequence has two chunks in one step")
-    for sequence, start, length, samples in batch.chunks:
-        end = start + length
+    for sequence, start, length, samples, drafts in batch.chunks:
+        end = start + length - len(drafts)
         if sequence not in running:
             _fail(f"{sequence} is served and does not run")
         if length < 1 or end > sequence.num_tokens or end != sequence.computed:
             _fail(f"{sequence} is served [{start}, {end})")
         if samples != (end == sequence.num_tokens):
             _fail(f"{sequence} samples at {end}")
+        if drafts:
+            _check_drafts(scheduler, Chunk(sequence, start, length, samples, drafts))
         if length > config.long_prefill_token_threshold > 0:
             _fail(f"{sequence} gets {length} tokens at once, above long_prefill_token_threshold")
         is_full_hit = length == 1 and end == sequence.num_tokens and sequence in batch.admitted
-        written = sequence.block_table[start // size : (end - 1) // size + 1]
+        written = sequence.block_table[start // size : (start + length - 1) // size + 1]
         if is_full_hit:
             written = []  # V0 writes the last token of a cached prompt again, where it stands
         for block in written:
@@ -173,6 +179,20 @@ def _check_chunks(scheduler: Scheduler, batch: Batch, before: Mapping[Sequence, 
             _fail(f"{sequence} begins at {start}, inside a block")
         if config.policy in ("v0", "v1-whole") and not samples and length != config.long_prefill_token_threshold:
             _fail(f"{sequence} is cut at {end}, although prompts are computed whole")
+
+
+def _check_drafts(scheduler: Scheduler, chunk: Chunk) -> None:
+    speculation, (sequence, start, length, _, drafts) = scheduler.config.speculation, chunk
+    if speculation is None or len(drafts) > speculation.num_speculative_tokens:
+        _fail(f"{sequence} has {len(drafts)} drafts, which is more than num_speculative_tokens")
+    if start < sequence.prefill_length or length != 1 + len(drafts):
+        _fail(f"{sequence} has drafts behind a chunk of its prompt")
+    if sequence.num_tokens + len(drafts) + 1 > sequence.length_limit:
+        _fail(f"{sequence} has drafts beyond its limit of {sequence.length_limit} tokens")
+    blocks = scheduler.blocks
+    for block in sequence.block_table[blocks.blocks_for(sequence.computed) :]:
+        if blocks._refs[block] != 1 or blocks._keys[block] is not None:
+            _fail(f"block {block} with drafts of {sequence} is shared or findable")
 
 
 def _check_changes(scheduler: Scheduler, batch: Batch) -> None:
@@ -196,8 +216,9 @@ def _check_changes(scheduler: Scheduler, batch: Batch) -> None:
         last = batch.admitted[-1]
         kept = state.blocks.watermark_blocks if len(state.running) > 1 or not is_v1 else 0
         pending = state.blocks.blocks_for(last.num_tokens) - len(last.block_table) if config.reserve_full else 0
-        if state.blocks.num_free < kept + (pending if is_v1 else 0):
-            _fail(f"{last} was admitted into {state.blocks.num_free} free blocks, short of what must stay free")
+        free = state.blocks.num_free + _draft_blocks(scheduler, batch)
+        if free < kept + (pending if is_v1 else 0):
+            _fail(f"{last} was admitted into {free} free blocks, short of what must stay free")
 
 
 def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
@@ -208,7 +229,8 @@ def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
         _fail("V1 served somebody before an earlier one in its list")
     if batch.preempted:
         return  # blocks were short; who goes without is the policy's matter
-    left = config.max_num_batched_tokens - batch.num_tokens
+    # Drafts get what is left over: without them everybody is served as if there were none.
+    left = config.max_num_batched_tokens - batch.num_tokens + batch.num_drafts
     if not config.policy.startswith("v1") and config.enable_prefix_caching and config.policy != "v0":
         left -= left % config.block_size
     idle = [sequence for sequence in state.running if sequence not in served]
@@ -217,9 +239,9 @@ def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
         _fail(f"{idle[0]} got nothing although {left} tokens were left")
     if not len(state.waiting) or left <= 0 or len(state.running) >= config.max_num_seqs:
         return
-    head, blocks = state.waiting.head(), state.blocks
+    head, blocks, spare = state.waiting.head(), state.blocks, _draft_blocks(scheduler, batch)
     if config.policy.startswith("v1"):
-        if config.enable_prefix_caching and config.hash_at == "after_plan":
+        if config.enable_prefix_caching and (config.hash_at == "after_plan" or spare):
             return  # what was found when it was looked up is not what would be found now
         hits = blocks.lookup(head)
         cached = len(hits) * config.block_size
@@ -229,9 +251,17 @@ def _check_nobody_idles(scheduler: Scheduler, batch: Batch) -> None:
             return
         need = blocks.blocks_for(head.num_tokens if config.reserve_full else cached + min(length, left)) - len(hits)
         need += sum(hit in blocks._findable for hit in hits)
-        fits = need + (blocks.watermark_blocks if state.running else 0) <= blocks.num_free
+        fits = need + (blocks.watermark_blocks if state.running else 0) <= blocks.num_free + spare
     else:
         # Without its prefix hits, which could only have made it easier.
         fits = blocks.room(head.num_tokens) is Room.NOW and (config.policy == "v0-chunked" or head.num_tokens <= left)
     if fits:
         _fail(f"{head} waits although it fits")
+
+
+def _draft_blocks(scheduler: Scheduler, batch: Batch) -> int:
+    """Blocks that only drafts have taken."""
+    count = scheduler.blocks.blocks_for
+    return sum(
+        len(chunk.sequence.block_table) - count(chunk.sequence.computed) for chunk in batch.chunks if chunk.drafts
+    )

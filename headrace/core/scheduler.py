@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from headrace.core.batch import Batch, StepResult, TokenEvent
+from collections.abc import Iterable
+
+from headrace.core.batch import Batch, Chunk, StepResult, TokenEvent
 from headrace.core.blocks import BlockManager
 from headrace.core.policy import POLICIES
 from headrace.core.request import FinishReason, Request
 from headrace.core.sequence import Phase, Sequence
-from headrace.core.state import Counters, Draft, SchedulerConfig, State
+from headrace.core.speculation import Speculation, add_drafts
+from headrace.core.state import Counters, NextStep, SchedulerConfig, State
 from headrace.errors import InvalidRequest, InvariantError
 
-__all__ = ["Counters", "Scheduler", "SchedulerConfig"]
+__all__ = ["Counters", "Scheduler", "SchedulerConfig", "Speculation"]
 
 make_event = tuple.__new__  # one per token: skips the named tuple's own __new__, which takes twice as long
 
@@ -100,13 +103,15 @@ class Scheduler:
             raise InvariantError(f"step {self.in_flight.step} has not been committed")
         state, config = self.state, self.config
         had_work = self.has_work
-        draft = Draft(left=config.max_num_batched_tokens)
-        self._plan(state, draft)
+        step = NextStep(left=config.max_num_batched_tokens)
+        self._plan(state, step)
         if config.enable_prefix_caching and config.hash_at == "after_plan":
-            self._publish(draft)
+            self._publish(step)
+        if config.speculation is not None and step.left > 0:
+            add_drafts(state, step)
         # A step may evict without computing (V0: the last one evicts itself), but then the next one must admit.
-        self._idle_steps = self._idle_steps + 1 if had_work and not draft.chunks and not draft.dropped else 0
-        if self._idle_steps > (1 if draft.preempted else 0):
+        self._idle_steps = self._idle_steps + 1 if had_work and not step.chunks and not step.dropped else 0
+        if self._idle_steps > (1 if step.preempted else 0):
             raise InvariantError(
                 f"no progress: {len(state.running)} running and {len(state.waiting)} waiting sequences,"
                 f" {state.blocks.num_free} of {config.num_blocks} blocks free, and nothing can be scheduled"
@@ -114,10 +119,10 @@ class Scheduler:
         self.num_steps += 1
         batch = Batch(
             self.num_steps,
-            tuple(draft.chunks),
-            tuple(draft.admitted),
-            tuple(draft.preempted),
-            tuple(draft.dropped),
+            tuple(step.chunks),
+            tuple(step.admitted),
+            tuple(step.preempted),
+            tuple(step.dropped),
         )
         self.in_flight = batch
         return batch
@@ -125,6 +130,7 @@ class Scheduler:
     def commit(self, batch: Batch, result: StepResult) -> tuple[TokenEvent, ...]:
         """Append the sampled tokens, apply the stop rules, free what has ended.
 
+        Of drafts, those that were right are appended before the sampled token; the blocks of the others are given back.
         Rows in `result.failed` end with FinishReason.ERROR.  Whatever a failed row wrote is not found again, and
         sequences that already share a block it wrote in this step start over: their result is discarded.
         Events come in this order: dropped, failed, then tokens in the batch's order.
@@ -144,10 +150,14 @@ class Scheduler:
         ended: list[Sequence] = self._fail(batch, result, events) if result.failed else []
         if self.config.enable_prefix_caching and self.config.hash_at == "after_step":
             self._publish(batch)
+        pairs: Iterable[tuple[Sequence, int]] = zip(sampled, result.tokens, strict=True)
+        drafted: list[tuple[Chunk, int]] = []
+        if self.config.speculation is not None:
+            pairs, drafted = self._verified(batch, result)
         running, emit = Phase.RUNNING, events.append
-        for sequence, token in zip(sampled, result.tokens, strict=True):
+        for sequence, token in pairs:
             if sequence.phase is not running:
-                continue  # aborted meanwhile, failed, or starting over
+                continue  # aborted meanwhile, failed, starting over, or ended by a draft before this token
             sequence.output_token_ids.append(token)
             sequence.num_tokens = length = sequence.num_tokens + 1
             # Stop rules in vLLM V1's present order: min_tokens, end token, stop ids, length.
@@ -162,6 +172,8 @@ class Scheduler:
                 continue
             ended.append(sequence)
             events.append(TokenEvent(sequence.request_id, token, sequence.finish_reason, sequence.stop_reason))
+        for chunk, accepted in drafted:
+            self._settle(chunk, accepted)
         if ended or self.retiring or result.failed:
             for sequence in ended:
                 self.state.blocks.free(sequence)
@@ -200,11 +212,46 @@ class Scheduler:
         """Forget all cached prefixes; refused (False, nothing changes) while any block is in use."""
         return self.state.blocks.reset_prefix_cache()
 
-    def _publish(self, step: Draft | Batch) -> None:
+    def _publish(self, step: NextStep | Batch) -> None:
         size = self.config.block_size
-        for sequence, start, length, _ in step.chunks:
-            if (start + length) % size < length and sequence.block_table and sequence.phase is Phase.RUNNING:
-                self.state.blocks.publish(sequence, start + length)
+        for sequence, start, length, _, drafts in step.chunks:
+            end = start + length - len(drafts)
+            if end % size < length and sequence.block_table and sequence.phase is Phase.RUNNING:
+                self.state.blocks.publish(sequence, end)
+
+    def _verified(self, batch: Batch, result: StepResult) -> tuple[list[tuple[Sequence, int]], list[tuple[Chunk, int]]]:
+        """New tokens with their sequences, right drafts included; and chunks with drafts, with how many were right."""
+        counters = self.state.counters
+        pairs: list[tuple[Sequence, int]] = []
+        drafted: list[tuple[Chunk, int]] = []
+        tokens = iter(result.tokens)
+        for chunk in batch.chunks:
+            sequence, drafts = chunk.sequence, chunk.drafts
+            if drafts and sequence.phase is Phase.RUNNING:
+                accepted = result.accepted.get(sequence.request_id, 0)
+                if not 0 <= accepted <= len(drafts):
+                    raise InvariantError(
+                        f"step {batch.step} accepts {accepted} of the {len(drafts)} drafts of {sequence.request_id}"
+                    )
+                pairs += [(sequence, draft) for draft in drafts[:accepted]]
+                drafted.append((chunk, accepted))
+                counters.drafts += 1
+                counters.draft_tokens += len(drafts)
+                counters.accepted_tokens += accepted
+                for place in range(accepted):
+                    counters.accepted_at[place] += 1
+            if chunk.samples:
+                pairs.append((sequence, next(tokens)))
+        return pairs, drafted
+
+    def _settle(self, chunk: Chunk, accepted: int) -> None:
+        """Count what drafts have computed; only now may their blocks be found, and those of wrong ones go back."""
+        sequence, blocks = chunk.sequence, self.state.blocks
+        # An end token among the drafts ends the sequence before the drafts behind it.
+        computed = sequence.computed = min(chunk.start + 1 + accepted, sequence.num_tokens)
+        if self.config.enable_prefix_caching and accepted:
+            blocks.publish(sequence, computed)
+        blocks.shrink(sequence, computed)
 
     def _fail(self, batch: Batch, result: StepResult, events: list[TokenEvent]) -> list[Sequence]:
         """End the failed rows; send back to `waiting` who shares what they wrote.  Returns the ended ones."""
@@ -216,7 +263,7 @@ class Scheduler:
         state.counters.failed += len(failed)
         ended: list[Sequence] = []
         ruined: set[int] = set()
-        for sequence, start, length, _ in failed:
+        for sequence, start, length, *_ in failed:
             ruined.update(sequence.block_table[start // size : (start + length - 1) // size + 1])
             # The whole table: bad values may have come from earlier blocks as well.
             state.blocks.retract(sequence)

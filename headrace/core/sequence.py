@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from headrace.core.request import FinishReason, Request
+
+if TYPE_CHECKING:
+    from headrace.core.speculation import NgramIndex
 
 BlockKey = tuple[bytes, bytes]
 """Identity of a full block: (digest of everything before it, its own token ids as bytes); see `blocks`."""
@@ -22,7 +26,7 @@ class Sequence:
     token_ids         prompt followed by the sampled tokens (only the output part grows)
     num_tokens        their number
     computed          tokens whose K/V are computed or already planned: advances in `schedule`, not in `commit`,
-                      which is what makes planning one step ahead possible
+                      which is what makes planning one step ahead possible (over drafts only in `commit`)
     prefill_length    `num_tokens` at the latest admission: chunks that start below it are prefill, also when a
                       preempted sequence recomputes its own output
     block_table       physical KV block ids, in order of position; position p lives in block_table[p // block_size]
@@ -30,6 +34,7 @@ class Sequence:
     num_preemptions   how often it lost its blocks
     order             running number of the request in its scheduler: who came first
     sampling_state    what the engine's sampler keeps with the sequence; the core never looks at it
+    ngrams            what speculation knows of its tokens, from its first decode on
     """
 
     # Prompts stay what the caller passed (a `range` in simulations): nothing is copied until someone reads
@@ -43,6 +48,7 @@ class Sequence:
         "finish_reason",
         "length_limit",
         "min_length",
+        "ngrams",
         "num_cached_tokens",
         "num_preemptions",
         "num_prompt_tokens",
@@ -74,6 +80,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.sampling_state: object | None = None
+        self.ngrams: NgramIndex | None = None
         self.block_table: list[int] = []
         # Owned by the block manager: keys known so far, and how many leading blocks are findable by them.
         self.block_keys: list[BlockKey] = []

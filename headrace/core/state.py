@@ -9,6 +9,7 @@ from headrace.core.blocks import BlockManager
 from headrace.core.queues import FcfsQueue, PriorityQueue, WaitingQueue
 from headrace.core.request import FinishReason
 from headrace.core.sequence import Phase, Sequence
+from headrace.core.speculation import Speculation
 from headrace.errors import ConfigError
 
 POLICY_NAMES = ("v1", "v1-whole", "v0", "v0-chunked")
@@ -38,6 +39,7 @@ class SchedulerConfig:
     watermark                share of blocks kept free at admission; None = the policy's own (V0 0.01, V1 0)
     hash_at                  when a block becomes findable: plan, after_plan or after_step; None = the policy's own
                              (V1 plan: an identical prompt admitted later in the same step already hits; V0 after_plan)
+    speculation              how tokens are guessed ahead of the model, or None: not at all
     """
 
     policy: str = "v1"
@@ -52,6 +54,7 @@ class SchedulerConfig:
     reserve_full: bool = True
     watermark: float | None = None
     hash_at: str | None = None
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         for name, accepted in (("policy", POLICY_NAMES), ("scheduling_policy", ("fcfs", "priority"))):
@@ -105,6 +108,9 @@ class Counters:
     restarts                                 sequences that shared a block with a failed row and began again
     prefix_queries, prefix_hits              at first admissions
     preempted_queries, preempted_hits        at re-admissions after a preemption
+    drafts                                   chunks with drafts, of those whose result counted
+    draft_tokens, accepted_tokens            drafts in them; those that were right
+    accepted_at                              how often the first, second, ... draft of a chunk was right
     """
 
     preemptions: int = 0
@@ -115,10 +121,14 @@ class Counters:
     prefix_hits: int = 0
     preempted_queries: int = 0
     preempted_hits: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_at: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Draft:
+class NextStep:
     """The step under construction; `left` is what remains of the token budget."""
 
     left: int
@@ -156,23 +166,25 @@ class State:
         self.waiting: WaitingQueue = FcfsQueue() if self.is_fcfs else PriorityQueue()
         self.running: list[Sequence] = []
         self.counters = Counters()
+        if config.speculation is not None:
+            self.counters.accepted_at = [0] * config.speculation.num_speculative_tokens
 
-    def serve(self, draft: Draft, sequence: Sequence, length: int) -> Chunk:
+    def serve(self, step: NextStep, sequence: Sequence, length: int) -> Chunk:
         """Plan the next `length` tokens of `sequence`, whose blocks are there."""
         start = sequence.computed
         end = sequence.computed = start + length
-        draft.left -= length
+        step.left -= length
         if self.publish_at_plan and end % self.config.block_size < length:
             self.blocks.publish(sequence, end)
         chunk = Chunk(sequence, start, length, end == sequence.num_tokens)
-        draft.chunks.append(chunk)
+        step.chunks.append(chunk)
         return chunk
 
-    def admit(self, draft: Draft, cached: int) -> Sequence:
+    def admit(self, step: NextStep, cached: int) -> Sequence:
         """Move the head of `waiting` into `running`; its first `cached` tokens are in the prefix cache."""
         sequence = self.waiting.pop()
         self.running.append(sequence)
-        draft.admitted.append(sequence)
+        step.admitted.append(sequence)
         sequence.phase = Phase.RUNNING
         sequence.computed = cached
         sequence.prefill_length = sequence.num_tokens
@@ -204,10 +216,10 @@ class State:
         sequence.phase = Phase.WAITING
         sequence.num_preemptions += 1
 
-    def drop(self, draft: Draft) -> None:
+    def drop(self, step: NextStep) -> None:
         """End the head of `waiting` as V0 does with what it can never place ("ignored")."""
         sequence = self.waiting.pop()
         sequence.phase = Phase.FINISHED
         sequence.finish_reason = FinishReason.LENGTH
         self.counters.dropped += 1
-        draft.dropped.append(sequence)
+        step.dropped.append(sequence)

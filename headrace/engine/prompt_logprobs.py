@@ -31,7 +31,7 @@ def collect(chunk: Chunk, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> N
     predicts the token at p + 1, so the first token of a prompt has no log-probability, and the last position belongs to
     the output.
     """
-    sequence, start, length, _ = chunk
+    sequence, start, length, *_ = chunk
     known = state_of(sequence).prompt_logprobs
     # Not from `start`: after a preemption the prompt is computed again, but told once.
     first, last = len(known), min(start + length, sequence.num_prompt_tokens - 1)

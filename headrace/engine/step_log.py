@@ -110,14 +110,14 @@ class StepLog:
             self._lost += 1
             return
         prefill = decode = 0
-        for sequence, start, length, _ in batch.chunks:
+        for sequence, start, length, *_ in batch.chunks:
             if start < sequence.prefill_length:
                 prefill += length
             else:
                 decode += length
         chunks = None
         if self.config.with_requests:
-            chunks = [(sequence.request_id, start, length) for sequence, start, length, _ in batch.chunks]
+            chunks = [(sequence.request_id, start, length) for sequence, start, length, *_ in batch.chunks]
         finished = len([1 for event in events if event.finish_reason is not None])
         was_empty = not pending
         pending.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from traces import Ask, add, make_scheduler, play, step
 
-from headrace.core.state import Draft
+from headrace.core.state import NextStep
 
 
 def test_prefill_first_stalls_every_decode() -> None:
@@ -157,7 +157,7 @@ def test_chunked_keeps_the_unserved_in_front_so_the_queue_rotates() -> None:
     for _ in range(3):
         head = scheduler.state.waiting.head()
         assert scheduler.blocks.grow(head, head.num_tokens)
-        scheduler.state.admit(Draft(left=0), 0)
+        scheduler.state.admit(NextStep(left=0), 0)
     trace = []
     for _ in range(5):
         order = "".join(sequence.request_id for sequence in scheduler.state.running)

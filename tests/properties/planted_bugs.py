@@ -10,7 +10,18 @@ from types import ModuleType, SimpleNamespace
 
 import headrace.core
 
-MODULES = ("request", "sequence", "batch", "blocks", "queues", "state", "policy", "scheduler", "invariants")
+MODULES = (
+    "request",
+    "sequence",
+    "batch",
+    "speculation",
+    "blocks",
+    "queues",
+    "state",
+    "policy",
+    "scheduler",
+    "invariants",
+)
 _copies = itertools.count()
 
 
@@ -105,8 +116,8 @@ BUGS = (
     Bug(
         "one token above the budget",
         "scheduler",
-        "Draft(left=config.max_num_batched_tokens)",
-        "Draft(left=config.max_num_batched_tokens + 1)",
+        "NextStep(left=config.max_num_batched_tokens)",
+        "NextStep(left=config.max_num_batched_tokens + 1)",
     ),
     Bug(
         "one seat too many",
@@ -117,8 +128,8 @@ BUGS = (
     Bug(
         "V1 admits after an eviction",
         "policy",
-        "    if not draft.preempted:\n        _admit_v1(state, draft, whole=False)",
-        "    if True:\n        _admit_v1(state, draft, whole=False)",
+        "    if not step.preempted:\n        _admit_v1(state, step, whole=False)",
+        "    if True:\n        _admit_v1(state, step, whole=False)",
         {"policy": "v1"},
     ),
     Bug(
@@ -136,7 +147,7 @@ BUGS = (
         "cached + length,\n            reuse",
         "cached + length + config.block_size,\n            reuse",
     ),
-    Bug("V0 mixes prefill and decode", "policy", "    if draft.chunks:\n        return\n", "", {"policy": "v0"}),
+    Bug("V0 mixes prefill and decode", "policy", "    if step.chunks:\n        return\n", "", {"policy": "v0"}),
     Bug(
         "V0 loses the evicted",
         "policy",
@@ -177,7 +188,13 @@ BUGS = (
         "if sequence.phase is Phase.WAITING:",
     ),
     Bug("failed rows stay findable", "scheduler", "state.blocks.retract(sequence)\n", "pass\n"),
-    Bug("who shares a failed row's block goes on", "scheduler", "not ruined.isdisjoint(sequence.block_table)", "False"),
+    Bug(
+        "who shares a failed row's block goes on",
+        "scheduler",
+        "not ruined.isdisjoint(sequence.block_table)",
+        "False",
+        {"enable_prefix_caching": True, "hash_at": "plan"},
+    ),
     Bug("min_tokens is off by one", "scheduler", "length >= sequence.min_length", "length > sequence.min_length"),
     Bug(
         "the length limit is off by one",
@@ -186,6 +203,50 @@ BUGS = (
         "length > sequence.length_limit",
     ),
     Bug("ignore_eos is ignored", "sequence", "frozenset() if params.ignore_eos else", ""),
+    Bug(
+        "wrong drafts count as computed",
+        "scheduler",
+        "min(chunk.start + 1 + accepted,",
+        "min(chunk.start + chunk.length,",
+    ),
+    Bug("a draft is computed twice", "scheduler", "chunk.start + 1 + accepted", "chunk.start + max(1, accepted)"),
+    Bug("blocks of wrong drafts are kept", "scheduler", "        blocks.shrink(sequence, computed)\n", ""),
+    Bug("blocks of wrong drafts are lost", "blocks", "            self._blank.append(block)\n\n", "\n"),
+    Bug(
+        "wrong drafts are findable",
+        "scheduler",
+        "blocks.publish(sequence, computed)",
+        "blocks.publish(sequence, chunk.start + chunk.length)",
+    ),
+    Bug(
+        "drafts are findable before they are right",
+        "scheduler",
+        "end = start + length - len(drafts)",
+        "end = start + length",
+    ),
+    Bug("one draft too many is accepted", "scheduler", "in drafts[:accepted]]", "in drafts[: accepted + 1]]"),
+    Bug(
+        "the sampled token of drafts is lost",
+        "scheduler",
+        "if chunk.samples:\n                pairs",
+        "if chunk.samples and not drafts:\n                pairs",
+    ),
+    Bug("drafts of a failed row count", "scheduler", "if drafts and sequence.phase is Phase.RUNNING:", "if drafts:"),
+    Bug("drafts above the budget", "speculation", "min(most, step.left, sequence", "min(most, most, sequence"),
+    Bug("drafts are not taken off the budget", "speculation", "            step.left -= len(drafts)\n", ""),
+    Bug("drafts beyond the limit", "speculation", "sequence.num_tokens - 1)\n", "sequence.num_tokens)\n"),
+    Bug(
+        "drafts without blocks",
+        "speculation",
+        "            blocks.grow(sequence, sequence.num_tokens + len(drafts))\n",
+        "",
+    ),
+    Bug("drafts behind prompts", "speculation", "if chunk.start < sequence.prefill_length:", "if not chunk.samples:"),
+    Bug(
+        "the threshold does not hold for drafts", "speculation", "if config.long_prefill_token_threshold:", "if False:"
+    ),
+    Bug("a later match wins", "speculation", "if match >= length:\n", "if False:\n"),
+    Bug("a match has no beginning", "speculation", "self._match + 1 : self._match", "self._match : self._match"),
     Bug("removal from the priority queue is not counted", "queues", "        self._dead += 1\n", ""),
     Bug("the evicted go to the back", "queues", "        self._items.move_to_end(sequence, last=False)\n", ""),
 )

@@ -13,9 +13,11 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from headrace.core import batch, invariants, request, scheduler
+from headrace.core import batch, invariants, request, scheduler, speculation
 
-CORE = SimpleNamespace(batch=batch, invariants=invariants, request=request, scheduler=scheduler)
+CORE = SimpleNamespace(
+    batch=batch, invariants=invariants, request=request, scheduler=scheduler, speculation=speculation
+)
 
 VOCABULARY = 7
 EOS = 0
@@ -34,6 +36,15 @@ def mix(state: int, token: int) -> int:
 
 def sample(state: int) -> int:
     return (state >> 17) % VOCABULARY
+
+
+def guess(tokens: list[int], least: int, most: int, count: int) -> list[int]:
+    """What n-gram speculation must propose, found by looking at every place: the slow twin of NgramIndex."""
+    for length in range(min(most, len(tokens) - 1), least - 1, -1):
+        for end in range(length, len(tokens)):
+            if tokens[end - length : end] == tokens[-length:]:
+                return tokens[end : end + count]
+    return []
 
 
 class Client:
@@ -69,7 +80,10 @@ class World:
 
     def __init__(self, config: dict[str, Any], core: SimpleNamespace = CORE) -> None:
         self.core = core
-        self.config = core.scheduler.SchedulerConfig(**config)
+        lookahead = config.pop("speculation", None)
+        self.config = core.scheduler.SchedulerConfig(
+            **config, speculation=None if lookahead is None else core.speculation.Speculation(*lookahead)
+        )
         self.scheduler = core.scheduler.Scheduler(self.config)
         self.kv = [[POISON] * self.config.block_size for _ in range(self.config.num_blocks)]
         self.clients: dict[str, Client] = {}
@@ -78,6 +92,7 @@ class World:
         # Tokens looked up and found, at first admissions and after preemptions.
         self.queries, self.hits = [0, 0], [0, 0]
         self.silent_steps = 0
+        self.drafts = [0, 0, 0]  # chunks with drafts, drafts, right ones
 
     def arrive(self, prompt: list[int], *, priority: int = 0, salt: str = "", **params: Any) -> bool:
         """Send a request; False when it is refused, which must be for a reason."""
@@ -144,8 +159,10 @@ class World:
             if self.clients[name].finish is None:
                 self.abort(name)
         failed = {names[index % len(names)]: "not a number" for index in fail} if names else {}
-        tokens, tainted = self._compute(batch, failed)
-        events = scheduler.commit(batch, self.core.batch.StepResult(tokens, failed))
+        self._check_drafts(batch)
+        tokens, accepted, tainted = self._compute(batch, failed)
+        self._count_drafts(batch, accepted, failed.keys() | tainted)
+        events = scheduler.commit(batch, self.core.batch.StepResult(tokens, failed, accepted))
         self._check()
         self._check_findable(batch)
         self._receive(events, failed, tainted, {sequence.request_id for sequence in batch.dropped})
@@ -164,6 +181,9 @@ class World:
         hits = [counters.prefix_hits, counters.preempted_hits]
         if self.config.enable_prefix_caching and (queries != self.queries or hits != self.hits):
             raise BrokenPromise(f"counted {hits} hits of {queries}, were {self.hits} of {self.queries}")
+        counted = [counters.drafts, counters.draft_tokens, counters.accepted_tokens]
+        if counted != self.drafts or sum(counters.accepted_at) != self.drafts[2]:
+            raise BrokenPromise(f"counted {counted} drafts ({counters.accepted_at}), were {self.drafts}")
         if counters.preemptions != self.preemptions:
             raise BrokenPromise(f"{self.preemptions} preemptions, counted {counters.preemptions}")
 
@@ -191,14 +211,43 @@ class World:
             self.hits[again] += starts[sequence]
         self.preemptions += len(batch.preempted)
 
-    def _compute(self, batch: Any, failed: dict[str, str]) -> tuple[tuple[int, ...], set[str]]:
-        """Fill the KV cache, sample.  Also returns who has read what a failed row wrote.
+    def _check_drafts(self, batch: Any) -> None:
+        """Every decode has the drafts that its own tokens give, as many as there is room for."""
+        rules, blocks = self.config.speculation, self.scheduler.blocks
+        left = self.config.max_num_batched_tokens - batch.num_tokens
+        for chunk in batch.chunks:
+            sequence, drafts = chunk.sequence, list(chunk.drafts)
+            if rules is None or chunk.start < sequence.prefill_length:
+                if drafts:
+                    raise BrokenPromise(f"{sequence} has drafts and should have none")
+                continue
+            most = min(rules.num_speculative_tokens, sequence.length_limit - sequence.num_tokens - 1)
+            if threshold := self.config.long_prefill_token_threshold:
+                most = min(most, threshold - 1)
+            best = guess(sequence.token_ids, rules.prompt_lookup_min, rules.prompt_lookup_max, max(most, 0))
+            if drafts != best[: len(drafts)]:
+                raise BrokenPromise(f"{sequence} has the drafts {drafts}, expected {best}")
+            is_full = (chunk.start + chunk.length) % self.config.block_size == 0 and not blocks.num_free
+            if len(drafts) < len(best) and left and not is_full:
+                raise BrokenPromise(f"{sequence} has the drafts {drafts} and room for {best}")
+
+    def _count_drafts(self, batch: Any, accepted: dict[str, int], void: set[str]) -> None:
+        for chunk in batch.chunks:
+            name = chunk.sequence.request_id
+            if chunk.drafts and name not in void and self.clients[name].finish is None:
+                self.drafts[0] += 1
+                self.drafts[1] += len(chunk.drafts)
+                self.drafts[2] += accepted.get(name, 0)
+
+    def _compute(self, batch: Any, failed: dict[str, str]) -> tuple[tuple[int, ...], dict[str, int], set[str]]:
+        """Fill the KV cache, sample, verify drafts.  Also returns who has read what a failed row wrote.
 
         Every layer writes its K/V before attention reads, so a chunk may read what another one writes in the same
         step, in whatever order they stand.
         """
         size, kv = self.config.block_size, self.kv
         sampled: dict[str, int] = {}
+        accepted: dict[str, int] = {}
         tainted: set[str] = set()
         slots = {}
         for chunk in batch.chunks:
@@ -225,11 +274,12 @@ class World:
                 for position, (block, offset) in enumerate(mine[: chunk.start]):
                     if kv[block][offset] != client.hashes[position]:
                         raise BrokenPromise(f"{name} reads a wrong value at position {position}")
-            token_ids = chunk.sequence.token_ids
+            token_ids = [*chunk.sequence.token_ids, *chunk.drafts]
             prompt = client.asked.prompt_token_ids
             salted = mix(1, sum(map(ord, client.asked.cache_salt)))
             state = kv[mine[chunk.start - 1][0]][mine[chunk.start - 1][1]] if chunk.start else salted
-            if token_ids[: len(prompt)] != prompt or token_ids[len(prompt) :] != client.received:
+            known = prompt + client.received
+            if token_ids[: len(known)] != known or len(known) != chunk.sequence.num_tokens:
                 raise BrokenPromise(f"{name} holds other tokens than were sent and received")
             for position in range(chunk.start, chunk.start + chunk.length):
                 block, offset = mine[position]
@@ -238,9 +288,14 @@ class World:
                     state = POISON
                     ruined.add((block, offset))
                 kv[block][offset] = state
-            if chunk.samples:
-                sampled[name] = sample(state)
-        return tuple(sampled[c.sequence.request_id] for c in batch.chunks if c.samples), tainted
+                # Behind a wrong draft nothing counts any more.
+                right = accepted.get(name, 0) == position - len(known)
+                if position >= len(known) and right and sampled[name] == token_ids[position]:
+                    accepted[name] = position - len(known) + 1
+                if chunk.samples and accepted.get(name, 0) == position - len(known) + 1:
+                    sampled[name] = sample(state)
+        tokens = tuple(sampled[c.sequence.request_id] for c in batch.chunks if c.samples)
+        return tokens, accepted, tainted
 
     def _receive(self, events: tuple[Any, ...], failed: dict[str, str], tainted: set[str], dropped: set[str]) -> None:
         for event in events:
@@ -301,6 +356,7 @@ def make_config(draw: Any, **settings: Any) -> dict[str, Any]:
         "reserve_full": draw((True, False)),
         "watermark": draw((None, None, 0.2)),
         "hash_at": draw((None, "plan", "after_plan", "after_step")),
+        "speculation": draw((None, (1, 1, 1), (3, 2, 1), (4, 3, 2), (12, 3, 1))),
     } | settings
 
 
