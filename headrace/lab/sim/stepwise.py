@@ -242,7 +242,7 @@ class _Loop:
 def step_shape(batch: Batch) -> StepShape:
     """The features that a step's duration depends on."""
     prefill = decodes = kv_tokens = pairs = rows = tokens = 0
-    for sequence, start, length, samples in batch.chunks:
+    for sequence, start, length, samples, _ in batch.chunks:
         tokens += length
         rows += samples
         if start < sequence.prefill_length:
