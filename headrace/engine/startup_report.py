@@ -11,7 +11,7 @@ from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig
 from headrace.engine.model_files import read_facts
 from headrace.engine.probe import measure
 from headrace.sizing.memory import kv_bytes_per_token, sequences_that_fit
-from headrace.sizing.model_shape import Dimensions
+from headrace.sizing.modules import Described
 from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
 
@@ -63,7 +63,7 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
     ]
 
 
-def _speed(config: EngineConfig, shape: Dimensions, held_weight_bytes: int) -> list[str]:
+def _speed(config: EngineConfig, shape: Described, held_weight_bytes: int) -> list[str]:
     """The machine's rates, and the tokens/s that they allow at most."""
     machine = measure(config.dtype, config.num_threads, held_weight_bytes)
     size = DTYPE_BYTES[config.dtype]

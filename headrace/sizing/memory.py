@@ -5,9 +5,11 @@ Everything in bytes unless it says otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
-from headrace.sizing.model_shape import Dimensions
+from headrace.sizing.modules import Described, Role, all_modules
 
 # The sampler works in float32 on `[rows, vocabulary]`: logits, a sorted copy with its indices (8 bytes), probabilities.
 SAMPLER_UNITS = 5
@@ -36,66 +38,102 @@ class Parameters:
         return self.embedding + self.head + self.attention + self.mlp + self.norms
 
 
-def parameters(shape: Dimensions) -> Parameters:
+def parameters(shape: Described) -> Parameters:
     """Exact counts of a checkpoint that is not quantised; a tied head counts once."""
-    hidden, layers = shape.hidden_size, shape.num_layers
-    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    attention = hidden * (queries + 2 * keys) + queries * hidden
-    attention += (queries + 2 * keys if shape.qkv_bias else 0) + (hidden if shape.output_bias else 0)
-    dense = 3 * hidden * shape.intermediate_size
-    dense += 2 * shape.intermediate_size + hidden if shape.mlp_bias else 0
-    mlp = active = layers * dense
-    if (experts := shape.experts) is not None:
-        sparse = layers - len(experts.dense_layers)
-        one, router = 3 * hidden * experts.intermediate_size, hidden * experts.count
-        mlp = (layers - sparse) * dense + sparse * (experts.count * one + router)
-        active = (layers - sparse) * dense + sparse * (experts.per_token * one + router)
-    norms = layers * (2 * hidden + (2 * shape.head_dim if shape.qk_norm else 0)) + hidden
-    table = shape.vocab_size * hidden
+    modules = all_modules(shape)
+
+    def total(role: Role) -> int:
+        return sum(module.numbers for module in modules if module.role is role)
+
     return Parameters(
-        embedding=table,
-        head=0 if shape.tie_word_embeddings else table,
-        attention=layers * attention,
-        mlp=mlp,
-        active_mlp=active,
-        norms=norms,
+        embedding=total(Role.EMBEDDING),
+        head=total(Role.HEAD),
+        attention=total(Role.ATTENTION),
+        mlp=total(Role.MLP),
+        active_mlp=sum(module.active for module in modules if module.role is Role.MLP),
+        norms=total(Role.NORM),
     )
 
 
-def weight_bytes(shape: Dimensions, dtype_bytes: int) -> int:
-    """Weights of one dtype throughout.  For quantised files add up the tensors of their headers instead."""
+def weight_bytes(shape: Described, dtype_bytes: int) -> int:
+    """Weights of one dtype throughout.  Of quantised files, see `headrace.sizing.weights`."""
     return parameters(shape).total * dtype_bytes
 
 
-def kv_bytes_per_token(shape: Dimensions, dtype_bytes: int) -> int:
-    """Keys and values of one token over all layers.  It is the key-value heads that count, never the query heads."""
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype_bytes
+def kv_bytes_per_token(shape: Described, dtype_bytes: float, tensor_parallel: int = 1) -> int:
+    """Keys and values of one more token over all layers, on one rank, while every window still has room for it.
+
+    It is the key-value heads that count, never the query heads; each rank keeps at least one.  Without the keys of an
+    indexer, whose format is their own: `indexer_bytes_per_token`.
+    """
+    caches = (cache for layer in shape.layers for cache in layer.caches)
+    entries = ((cache.entry_bytes(dtype_bytes, tensor_parallel) - cache.side) / cache.stride for cache in caches)
+    return math.ceil(sum(entries, Fraction(0)))
 
 
-def forward_bytes(shape: Dimensions, num_tokens: int, dtype_bytes: int = 4) -> int:
+def indexer_bytes_per_token(shape: Described) -> int:
+    """What sparse attention keeps of a token to find it again (0 for most models)."""
+    caches = (cache for layer in shape.layers for cache in layer.caches)
+    return math.ceil(sum((Fraction(cache.side, cache.stride) for cache in caches), Fraction(0)))
+
+
+def far_bytes_per_token(shape: Described, dtype_bytes: float, tensor_parallel: int = 1) -> int:
+    """Of one more token once it is beyond every window: layers that look back a limited way give as much as they
+    take."""
+    caches = (cache for layer in shape.layers for cache in layer.caches if cache.window is None)
+    return math.ceil(
+        sum((cache.entry_bytes(dtype_bytes, tensor_parallel) / cache.stride for cache in caches), Fraction(0))
+    )
+
+
+def state_bytes_per_sequence(shape: Described, tensor_parallel: int = 1) -> int:
+    """Of layers that keep a state instead of tokens."""
+    return sum(layer.state_bytes for layer in shape.layers) // tensor_parallel
+
+
+def sequence_bytes(
+    shape: Described,
+    length: int,
+    dtype_bytes: float,
+    *,
+    block_size: int = 16,
+    step_tokens: int = 0,
+    tensor_parallel: int = 1,
+) -> int:
+    """KV cache that one sequence of `length` tokens holds, in whole blocks.
+
+    A windowed layer holds the window and what one step adds to it, at most `step_tokens`, and one block more because
+    the window need not start at a block's border (vLLM's `SlidingWindowSpec`).
+    """
+    whole = Fraction(state_bytes_per_sequence(shape, tensor_parallel))
+    for layer in shape.layers:
+        for cache in layer.caches:
+            blocks = -(-length // block_size)
+            if cache.window is not None:
+                blocks = min(blocks, -(-min(cache.window - 1 + step_tokens, length) // block_size) + 1)
+            whole += blocks * block_size * cache.entry_bytes(dtype_bytes, tensor_parallel) / cache.stride
+    return math.ceil(whole)
+
+
+def forward_bytes(shape: Described, num_tokens: int, dtype_bytes: int = 4, tensor_parallel: int = 1) -> int:
     """Peak of a forward pass over `num_tokens`: gate, up and their product, or queries, keys and values where those
     are wider; beside them the residual stream and its normed copy.  The attention's own workspace is not in it."""
-    inner = shape.intermediate_size
-    if shape.experts is not None:
-        inner = max(
-            shape.experts.per_token * shape.experts.intermediate_size, inner if shape.experts.dense_layers else 0
-        )
-    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    return num_tokens * (max(3 * inner, 2 * qkv) + 2 * shape.hidden_size) * dtype_bytes
+    widest = max(max(3 * layer.inner, 2 * layer.mixed) for layer in shape.layers)
+    return num_tokens * (widest // tensor_parallel + 2 * shape.hidden_size) * dtype_bytes
 
 
-def sampler_bytes(shape: Dimensions, rows: int) -> int:
+def sampler_bytes(shape: Described, rows: int) -> int:
     """Peak of choosing `rows` tokens."""
     return rows * shape.vocab_size * 4 * SAMPLER_UNITS
 
 
-def activation_bytes(shape: Dimensions, max_num_batched_tokens: int, max_num_seqs: int, dtype_bytes: int = 4) -> int:
+def activation_bytes(shape: Described, max_num_batched_tokens: int, max_num_seqs: int, dtype_bytes: int = 4) -> int:
     """Peak of one step beside weights and KV cache: the forward pass or the sampler, which do not overlap."""
     rows = min(max_num_seqs, max_num_batched_tokens)
     return max(forward_bytes(shape, max_num_batched_tokens, dtype_bytes), sampler_bytes(shape, rows))
 
 
-def step_that_fits(shape: Dimensions, room_bytes: int, dtype_bytes: int = 4) -> tuple[int, int]:
+def step_that_fits(shape: Described, room_bytes: int, dtype_bytes: int = 4) -> tuple[int, int]:
     """The largest max_num_batched_tokens and max_num_seqs whose step stays within `room_bytes`; 0 when none does."""
     room = max(0, room_bytes)
     tokens, rows = room // forward_bytes(shape, 1, dtype_bytes), room // sampler_bytes(shape, 1)

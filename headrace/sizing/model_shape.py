@@ -1,4 +1,7 @@
-"""A config.json as numbers: the dimensions that memory and speed follow from.  A key that is missing is an error."""
+"""Plain decoders, as numbers read from a config.json.  A key that is missing is an error.
+
+The engine reads its models through this as well; families that it does not run are in `architectures`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import Any, Protocol
 
 from headrace.errors import ConfigError
 from headrace.sizing.config_values import positive_int
+from headrace.sizing.mixers import experts as experts_part
+from headrace.sizing.mixers import grouped_attention, mlp
+from headrace.sizing.modules import Layer, Module, outer_modules, vector
 
 
 class ExpertsLike(Protocol):
@@ -24,7 +30,7 @@ class ExpertsLike(Protocol):
 
 
 class Dimensions(Protocol):
-    """What `headrace.sizing.memory` and `roofline` ask of a model; the engine's own shape answers it as well."""
+    """The numbers that a plain decoder is described by; the engine's own shape has them as well."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -84,6 +90,14 @@ class ModelShape:
     qk_norm: bool = False
     experts: Experts | None = None
 
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return decoder_layers(self)
+
+    @property
+    def outer(self) -> tuple[Module, ...]:
+        return outer_modules(self.vocab_size, self.hidden_size, self.tie_word_embeddings)
+
 
 @dataclass(frozen=True, slots=True)
 class _Family:
@@ -91,6 +105,7 @@ class _Family:
 
     attention_bias   the configuration's own switch counts, for the output projection too
     head_dim         where config.json is silent; None: hidden_size / num_attention_heads
+    output_bias      the key that alone decides on the output projection's bias; None: `attention_bias` does
     expert_size      the key of one expert's size; None: no experts
     """
 
@@ -99,6 +114,7 @@ class _Family:
     mlp_bias: bool = False
     qk_norm: bool = False
     head_dim: int | None = None
+    output_bias: str | None = None
     expert_count: str | None = None
     expert_size: str | None = None
 
@@ -112,6 +128,8 @@ FAMILIES = {
         attention_bias=True, qk_norm=True, expert_count="num_experts", expert_size="moe_intermediate_size"
     ),
     "MixtralForCausalLM": _Family(expert_count="num_local_experts", expert_size="intermediate_size"),
+    "GraniteForCausalLM": _Family(attention_bias=True, mlp_bias=True),
+    "SeedOssForCausalLM": _Family(attention_bias=True, mlp_bias=True, output_bias="attention_out_bias"),
 }
 
 
@@ -144,7 +162,7 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
         max_position_embeddings=positive_int(config, "max_position_embeddings", source),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family.qkv_bias or biased,
-        output_bias=biased,
+        output_bias=biased if family.output_bias is None else bool(config.get(family.output_bias, False)),
         mlp_bias=family.mlp_bias and bool(config.get("mlp_bias", False)),
         qk_norm=family.qk_norm,
         experts=_experts(config, family, layers, source),
@@ -154,11 +172,49 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
 def _experts(config: Mapping[str, Any], family: _Family, layers: int, source: str) -> Experts | None:
     if family.expert_count is None or family.expert_size is None:
         return None
+    count = positive_int(config, family.expert_count, source)
+    per_token = positive_int(config, "num_experts_per_tok", source)
+    if per_token > count:
+        raise ConfigError(f"{source}: num_experts_per_tok {per_token} is more than the {count} experts there are")
     step = positive_int(config, "decoder_sparse_step", source, default=1)
-    dense = config.get("mlp_only_layers") or ()
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise ConfigError(f"{source}: mlp_only_layers must be a list of layer numbers, not {dense!r}")
     return Experts(
-        count=positive_int(config, family.expert_count, source),
-        per_token=positive_int(config, "num_experts_per_tok", source),
+        count=count,
+        per_token=per_token,
         intermediate_size=positive_int(config, family.expert_size, source),
         dense_layers=frozenset(layer for layer in range(layers) if layer in dense or (layer + 1) % step),
+    )
+
+
+def decoder_layers(shape: Dimensions) -> tuple[Layer, ...]:
+    """The layers that a plain decoder's numbers stand for."""
+    hidden, head = shape.hidden_size, shape.head_dim
+    return tuple(_layer(shape, f"layers.{index}", index, hidden, head) for index in range(shape.num_layers))
+
+
+def _layer(shape: Dimensions, prefix: str, index: int, hidden: int, head: int) -> Layer:
+    attention = grouped_attention(
+        f"{prefix}.self_attn",
+        hidden,
+        shape.num_heads,
+        shape.num_kv_heads,
+        head,
+        qkv_bias=shape.qkv_bias,
+        output_bias=shape.output_bias,
+        norms=(head, head) if shape.qk_norm else None,
+    )
+    if shape.experts is None or index in shape.experts.dense_layers:
+        feed = mlp(f"{prefix}.mlp", hidden, shape.intermediate_size, bias=shape.mlp_bias)
+    else:
+        chosen = shape.experts
+        feed = experts_part(f"{prefix}.mlp", hidden, chosen.intermediate_size, chosen.count, chosen.per_token)
+    norms = (vector(f"{prefix}.input_layernorm", hidden), vector(f"{prefix}.post_attention_layernorm", hidden))
+    return Layer(
+        (*attention.modules, *feed.modules, *norms),
+        attention.caches,
+        feed.inner,
+        attention.mixed,
+        attention.score_width,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.sizing.memory import kv_bytes_per_token, parameters
-from headrace.sizing.model_shape import Dimensions
+from headrace.sizing.modules import Described
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Roofline:
 
 
 def roofline(
-    shape: Dimensions,
+    shape: Described,
     held_weight_bytes: int,
     dtype_bytes: int,
     bytes_per_s: float,

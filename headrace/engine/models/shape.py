@@ -10,7 +10,11 @@ from typing import Any
 from headrace.engine.models.rope import RopeScaling, longest_context, read_rope
 from headrace.engine.quant.config import Quantization, read_quantization, refuse_foreign_quantization
 from headrace.errors import ConfigError
-from headrace.sizing.config_values import positive_float, positive_int
+from headrace.sizing.config_values import positive_float
+from headrace.sizing.model_shape import Experts as PlainExperts
+from headrace.sizing.model_shape import decoder_layers
+from headrace.sizing.model_shape import model_shape as plain_shape
+from headrace.sizing.modules import Layer, Module, outer_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +43,22 @@ _MIXTRAL_EXPERTS = ExpertNames(
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What sets one family apart from the others (reference: transformers' modelling code).
+    """What the engine needs to know of a family beside its dimensions (`headrace.sizing.model_shape.FAMILIES`).
 
-    qkv_bias               biases on q, k and v always; with `reads_attention_bias` the configuration decides, and for
-                           the output projection as well
     window_needs_switch    `sliding_window` counts only with `use_sliding_window`; None: the family has no window
-    default_head_dim       where config.json is silent; None: hidden_size / num_attention_heads
     experts                names in a mixture-of-experts layer; None: the family has none
     """
 
-    qkv_bias: bool = False
-    reads_attention_bias: bool = False
-    reads_mlp_bias: bool = False
-    qk_norm: bool = False
     window_needs_switch: bool | None = None
-    default_head_dim: int | None = None
     experts: ExpertNames | None = None
 
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(reads_attention_bias=True, reads_mlp_bias=True),
+    "LlamaForCausalLM": Architecture(),
     "MistralForCausalLM": Architecture(window_needs_switch=False),
-    "Qwen2ForCausalLM": Architecture(qkv_bias=True, window_needs_switch=True),
-    "Qwen3ForCausalLM": Architecture(
-        reads_attention_bias=True, qk_norm=True, window_needs_switch=True, default_head_dim=128
-    ),
-    "Qwen3MoeForCausalLM": Architecture(
-        reads_attention_bias=True, qk_norm=True, window_needs_switch=True, experts=_QWEN_EXPERTS
-    ),
+    "Qwen2ForCausalLM": Architecture(window_needs_switch=True),
+    "Qwen3ForCausalLM": Architecture(window_needs_switch=True),
+    "Qwen3MoeForCausalLM": Architecture(window_needs_switch=True, experts=_QWEN_EXPERTS),
     "MixtralForCausalLM": Architecture(window_needs_switch=False, experts=_MIXTRAL_EXPERTS),
 }
 
@@ -117,6 +109,16 @@ class ModelShape:
         return None if self.experts is None or layer in self.experts.dense_layers else self.experts
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """For `headrace.sizing`."""
+        return decoder_layers(self)
+
+    @property
+    def outer(self) -> tuple[Module, ...]:
+        """For `headrace.sizing`."""
+        return outer_modules(self.vocab_size, self.hidden_size, self.tie_word_embeddings)
+
+    @property
     def kv_values_per_token(self) -> int:
         """Numbers (not bytes) that one token keeps in the KV cache, all layers together."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
@@ -148,38 +150,30 @@ def model_shape(config: dict[str, Any], source: str = "config.json") -> ModelSha
     if config.get("partial_rotary_factor", 1.0) != 1.0:
         raise ConfigError(f"{source}: partial_rotary_factor other than 1 is not supported")
 
-    heads = positive_int(config, "num_attention_heads", source)
-    kv_heads = positive_int(config, "num_key_value_heads", source, default=heads)
-    hidden = positive_int(config, "hidden_size", source)
-    if heads % kv_heads:
-        raise ConfigError(f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
-    head_dim = positive_int(config, "head_dim", source, default=family.default_head_dim or hidden // heads)
-    if head_dim % 2:
-        raise ConfigError(f"{source}: head_dim {head_dim} is odd, which rotary positions cannot use")
-
+    plain = plain_shape({**config, "architectures": [name]}, source)
+    if plain.head_dim % 2:
+        raise ConfigError(f"{source}: head_dim {plain.head_dim} is odd, which rotary positions cannot use")
     theta, scaling = read_rope(config, source)
-    num_layers = positive_int(config, "num_hidden_layers", source)
-    has_declared_bias = family.reads_attention_bias and bool(config.get("attention_bias", False))
     return ModelShape(
         architecture=name,
-        vocab_size=positive_int(config, "vocab_size", source),
-        hidden_size=hidden,
-        intermediate_size=positive_int(config, "intermediate_size", source),
-        num_layers=num_layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+        vocab_size=plain.vocab_size,
+        hidden_size=plain.hidden_size,
+        intermediate_size=plain.intermediate_size,
+        num_layers=plain.num_layers,
+        num_heads=plain.num_heads,
+        num_kv_heads=plain.num_kv_heads,
+        head_dim=plain.head_dim,
         max_position_embeddings=longest_context(config, scaling, source),
         rms_norm_eps=positive_float(config, "rms_norm_eps", source),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=family.qkv_bias or has_declared_bias,
-        output_bias=has_declared_bias,
-        mlp_bias=family.reads_mlp_bias and bool(config.get("mlp_bias", False)),
-        qk_norm=family.qk_norm,
+        tie_word_embeddings=plain.tie_word_embeddings,
+        qkv_bias=plain.qkv_bias,
+        output_bias=plain.output_bias,
+        mlp_bias=plain.mlp_bias,
+        qk_norm=plain.qk_norm,
         sliding_window=_sliding_window(config, family),
-        experts=_experts(config, family.experts, num_layers, source) if family.experts else None,
+        experts=_experts(config, plain.experts, family.experts),
         quantization=read_quantization(config.get("quantization_config"), source),
     )
 
@@ -203,24 +197,17 @@ def _architecture(config: dict[str, Any], source: str) -> str:
     raise ConfigError(f"{source}: architecture {names[0]} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
-def _experts(config: dict[str, Any], names: ExpertNames, num_layers: int, source: str) -> Experts:
-    is_mixtral = names is _MIXTRAL_EXPERTS
-    count_key = "num_experts" if "num_experts" in config else "num_local_experts"
-    count = positive_int(config, count_key, source)
-    per_token = positive_int(config, "num_experts_per_tok", source)
-    if per_token > count:
-        raise ConfigError(f"{source}: num_experts_per_tok {per_token} is more than the {count} experts there are")
-    step = positive_int(config, "decoder_sparse_step", source, default=1)
-    mlp_only = config.get("mlp_only_layers") or []
-    if not isinstance(mlp_only, list):
-        raise ConfigError(f"{source}: mlp_only_layers must be a list of layer numbers, not {mlp_only!r}")
+def _experts(config: dict[str, Any], plain: PlainExperts | None, names: ExpertNames | None) -> Experts | None:
+    if plain is None or names is None:
+        return None
     return Experts(
         names=names,
-        count=count,
-        per_token=per_token,
-        intermediate_size=positive_int(config, "intermediate_size" if is_mixtral else "moe_intermediate_size", source),
-        normalize_weights=is_mixtral or bool(config.get("norm_topk_prob", False)),
-        dense_layers=frozenset(layer for layer in range(num_layers) if layer in mlp_only or (layer + 1) % step),
+        count=plain.count,
+        per_token=plain.per_token,
+        intermediate_size=plain.intermediate_size,
+        # Mixtral's code always scales them; the others ask the configuration.
+        normalize_weights=names is _MIXTRAL_EXPERTS or bool(config.get("norm_topk_prob", False)),
+        dense_layers=plain.dense_layers,
     )
 
 
