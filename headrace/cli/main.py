@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "run a campaign from a plan file: one server a cell, the same workload for each",
     ),
     "import": ("headrace.cli.import_", "read benchmark logs and result files of vLLM into the same tables"),
+    "size": ("headrace.cli.size", "what a model needs and a device gives: memory, KV cache, legal settings, ceilings"),
     "report": (
         "headrace.cli.report",
         "write a campaign's report: one HTML file, its JSON twin, a summary here",

@@ -6,10 +6,12 @@ Everything in bytes unless it says otherwise.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from headrace.sizing.modules import Described, Role, all_modules
+from headrace.sizing.modules import Cache, Described, Role, all_modules
 
 # The sampler works in float32 on `[rows, vocabulary]`: logits, a sorted copy with its indices (8 bytes), probabilities.
 SAMPLER_UNITS = 5
@@ -60,30 +62,38 @@ def weight_bytes(shape: Described, dtype_bytes: int) -> int:
     return parameters(shape).total * dtype_bytes
 
 
-def kv_bytes_per_token(shape: Described, dtype_bytes: float, tensor_parallel: int = 1) -> int:
+def kv_bytes_per_token(shape: Described, dtype_bytes: float | Fraction, tensor_parallel: int = 1) -> int:
     """Keys and values of one more token over all layers, on one rank, while every window still has room for it.
 
     It is the key-value heads that count, never the query heads; each rank keeps at least one.  Without the keys of an
     indexer, whose format is their own: `indexer_bytes_per_token`.
     """
-    caches = (cache for layer in shape.layers for cache in layer.caches)
-    entries = ((cache.entry_bytes(dtype_bytes, tensor_parallel) - cache.side) / cache.stride for cache in caches)
+    entries = (
+        number * (cache.entry_bytes(dtype_bytes, tensor_parallel) - cache.side) / cache.stride
+        for cache, number in _kinds(shape)
+    )
     return math.ceil(sum(entries, Fraction(0)))
 
 
 def indexer_bytes_per_token(shape: Described) -> int:
     """What sparse attention keeps of a token to find it again (0 for most models)."""
-    caches = (cache for layer in shape.layers for cache in layer.caches)
-    return math.ceil(sum((Fraction(cache.side, cache.stride) for cache in caches), Fraction(0)))
+    return math.ceil(sum((Fraction(number * each.side, each.stride) for each, number in _kinds(shape)), Fraction(0)))
 
 
-def far_bytes_per_token(shape: Described, dtype_bytes: float, tensor_parallel: int = 1) -> int:
+def far_bytes_per_token(shape: Described, dtype_bytes: float | Fraction, tensor_parallel: int = 1) -> int:
     """Of one more token once it is beyond every window: layers that look back a limited way give as much as they
     take."""
-    caches = (cache for layer in shape.layers for cache in layer.caches if cache.window is None)
-    return math.ceil(
-        sum((cache.entry_bytes(dtype_bytes, tensor_parallel) / cache.stride for cache in caches), Fraction(0))
+    entries = (
+        number * cache.entry_bytes(dtype_bytes, tensor_parallel) / cache.stride
+        for cache, number in _kinds(shape)
+        if cache.window is None
     )
+    return math.ceil(sum(entries, Fraction(0)))
+
+
+def _kinds(shape: Described) -> Iterable[tuple[Cache, int]]:
+    """The few kinds of caches that there are, and how many layers have each."""
+    return Counter(cache for layer in shape.layers for cache in layer.caches).items()
 
 
 def state_bytes_per_sequence(shape: Described, tensor_parallel: int = 1) -> int:
@@ -94,7 +104,7 @@ def state_bytes_per_sequence(shape: Described, tensor_parallel: int = 1) -> int:
 def sequence_bytes(
     shape: Described,
     length: int,
-    dtype_bytes: float,
+    dtype_bytes: float | Fraction,
     *,
     block_size: int = 16,
     step_tokens: int = 0,
@@ -106,12 +116,12 @@ def sequence_bytes(
     the window need not start at a block's border (vLLM's `SlidingWindowSpec`).
     """
     whole = Fraction(state_bytes_per_sequence(shape, tensor_parallel))
-    for layer in shape.layers:
-        for cache in layer.caches:
-            blocks = -(-length // block_size)
-            if cache.window is not None:
-                blocks = min(blocks, -(-min(cache.window - 1 + step_tokens, length) // block_size) + 1)
-            whole += blocks * block_size * cache.entry_bytes(dtype_bytes, tensor_parallel) / cache.stride
+    for cache, number in _kinds(shape):
+        blocks = -(-length // block_size)
+        if cache.window is not None:
+            blocks = min(blocks, -(-min(cache.window - 1 + step_tokens, length) // block_size) + 1)
+        entries = Fraction(blocks * block_size * number, cache.stride)
+        whole += entries * cache.entry_bytes(dtype_bytes, tensor_parallel)
     return math.ceil(whole)
 
 

@@ -73,7 +73,7 @@ class Cache:
     parts: int | None = None
     side: int = 0
 
-    def entry_bytes(self, dtype_bytes: float, tensor_parallel: int = 1) -> Fraction:
+    def entry_bytes(self, dtype_bytes: float | Fraction, tensor_parallel: int = 1) -> Fraction:
         """Of one entry on one rank."""
         heads = max(1, self.heads // min(tensor_parallel, self.parts or tensor_parallel))
         return Fraction(heads * (self.key + self.value)) * Fraction(dtype_bytes) + self.side
