@@ -27,6 +27,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "headrace.cli.run",
         "run a campaign from a plan file: one server a cell, the same workload for each",
     ),
+    "compare": ("headrace.cli.compare", "compare two measurements with intervals; a gate for continuous integration"),
+    "capacity": ("headrace.cli.capacity", "find the largest request rate that keeps a service level"),
     "import": ("headrace.cli.import_", "read benchmark logs and result files of vLLM into the same tables"),
     "size": ("headrace.cli.size", "what a model needs and a device gives: memory, KV cache, legal settings, ceilings"),
     "report": (

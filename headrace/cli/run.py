@@ -104,14 +104,16 @@ def _print_cells(console: Console, plan: Plan, planned: tuple[PlannedCell, ...])
     width = max(len(cell.name) for cell in planned)
     console.print(f"{plan.title}", markup=False, style="bold")
     for cell in planned:
-        verdict = f"illegal  {cell.reason}" if not cell.legal else "legal    " + " ".join(cell.warnings)
-        line = f"  {cell.name:<{width}}  {cell.settings['policy']:<10}  {verdict}".rstrip()
+        said = [cell.doubts] if cell.doubts is not None else cell.warnings
+        verdict = f"illegal  {cell.reason}" if not cell.legal else f"legal    {' '.join(said)}"
+        line = f"  {cell.name:<{width}}  {cell.settings.get('policy', ''):<10}  {verdict}".rstrip()
         console.print(line, markup=False, style="" if cell.legal else "yellow")
-    runs = len(legal) * plan.run.repeats
-    requests = runs * plan.workload_spec().num_prompts
+    servers, each = len(legal) * plan.run.repeats, plan.run.runs_per_server
+    requests = servers * each * plan.workload_spec().num_prompts
+    several = f", {each} runs on each of them" if each > 1 else ""
     console.print(
-        f"{len(legal)} of {len(planned)} cells are legal; {plan.run.repeats} repeat(s) of each: {runs} runs, "
-        f"each on a server of its own, {requests} requests in all",
+        f"{len(legal)} of {len(planned)} cells are legal; {plan.run.repeats} repeat(s) of each: {servers} runs, "
+        f"each on a server of its own{several}, {requests} requests in all",
         markup=False,
     )
 
@@ -134,6 +136,10 @@ def _terminated_like_ctrl_c() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)  # whoever handles Ctrl-C just now (the client, while it measures)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # a shell's background job: it must end by SIGTERM all the same
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

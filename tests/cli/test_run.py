@@ -46,12 +46,14 @@ def plan(tmp_path: Path) -> Path:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Campaigns start the scripted server in place of `headrace serve`."""
     from headrace.lab.campaign import execute
-    from headrace.lab.campaign.launchers.headrace import HeadraceLauncher
+    from headrace.lab.campaign.launchers.running import launcher_for
+    from headrace.lab.campaign.launchers.start import Launcher
+    from headrace.lab.campaign.target import TargetTable
 
-    def launcher(**options: object) -> HeadraceLauncher:
-        return HeadraceLauncher(**{**options, "command": (sys.executable, str(FAKE_SERVER))})  # type: ignore[arg-type]
+    def launcher(target: TargetTable, name: str) -> Launcher:
+        return launcher_for(target.model_copy(update={"command": (sys.executable, str(FAKE_SERVER))}), name)
 
-    monkeypatch.setattr(execute, "HeadraceLauncher", launcher)
+    monkeypatch.setattr(execute, "launcher_for", launcher)
 
 
 def test_a_dry_run_says_which_cells_are_legal_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,10 +137,9 @@ INTERRUPTED = """
 import sys
 from headrace.cli.main import run
 from headrace.lab.campaign import execute
-from headrace.lab.campaign.launchers import headrace
-launcher = headrace.HeadraceLauncher
+launcher = execute.launcher_for
 command = (sys.executable, sys.argv[1], "--script", '{"8": "freezes"}')
-execute.HeadraceLauncher = lambda **options: launcher(**{**options, "command": command})
+execute.launcher_for = lambda target, name: launcher(target.model_copy(update={"command": command}), name)
 sys.exit(run(["run", *sys.argv[2:]]))
 """
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.errors import ConfigError
-from headrace.lab.campaign.plan import Plan
+from headrace.lab.campaign.plan import DEFAULT, TARGET, Plan
+from headrace.lab.campaign.target import TargetTable
 from headrace.sizing.context import AUTO_MAX_MODEL_LEN
 from headrace.sizing.rules import ServeSettings, Violation, errors, explain, violations
 
 Json = Any
 
 DEMO_MODEL = "headrace-demo"
-_CHUNKED, _VERSION = True, "v1"  # what `headrace serve` does when the plan says nothing
+_CHUNKED, _VERSION = True, "v1"  # what `headrace serve` and `vllm serve` do when the plan says nothing
+_VLLM = ("vllm", "docker")
 
 # Written as bare values in a cell's name, as the published rounds were: "on-64", "off-512".
 _BARE = ("enable-chunked-prefill", "max-num-batched-tokens")
@@ -31,17 +33,20 @@ class PlannedCell:
 
     flags       flag -> value, everything that the server is started with, in vLLM's names
     settings    the same under the keys of RunResult.settings (underscores), with the policy's name
-    violations  broken rules, warnings included; with an error among them the cell is never launched
+    target      what it is measured on
+    violations  broken rules, warnings included; with an error among them the cell is never launched on headrace's
+                server.  Another engine is asked: its version may have other rules
     """
 
     name: str
     flags: Mapping[str, Json]
     settings: Mapping[str, Json]
+    target: TargetTable = field(default_factory=TargetTable)
     violations: tuple[Violation, ...] = field(default=())
 
     @property
     def legal(self) -> bool:
-        return not errors(self.violations)
+        return not self.target.own or not errors(self.violations)
 
     @property
     def rule(self) -> str | None:
@@ -57,24 +62,39 @@ class PlannedCell:
     def warnings(self) -> tuple[str, ...]:
         return tuple(explain(violation) for violation in self.violations if violation.severity == "warning")
 
+    @property
+    def doubts(self) -> str | None:
+        """Why another engine than headrace will probably refuse it, by vLLM's published rules; None without doubts."""
+        broken = () if self.target.own else errors(self.violations)
+        return f"will probably be refused: {' '.join(map(explain, broken))}" if broken else None
+
 
 def cells(plan: Plan) -> tuple[PlannedCell, ...]:
     """The plan's cells in its order: table after table, the last key of a table changing fastest.
 
-    Raises ConfigError when two combinations are the same.
+    Raises ConfigError when two combinations are the same, and for a baseline that is none of them.
     """
-    combinations = [{**plan.serve, **combination} for table in plan.sweep or ({},) for combination in _cross(table)]
-    varied = [
-        key
-        for key in dict.fromkeys(itertools.chain(_BARE, *plan.sweep))
-        if len({repr(flags.get(key)) for flags in combinations}) > 1
-    ]
+    targets = plan.used_targets()
+    combinations = []
+    for table in plan.sweep or ({},):
+        for combination in _cross({TARGET: DEFAULT, **table}):
+            combinations.append((combination.pop(TARGET), {**plan.serve, **combination}))
+    keys = dict.fromkeys(itertools.chain(_BARE, *plan.sweep))
+    varied = [key for key in keys if len({repr(flags.get(key)) for _, flags in combinations}) > 1]
     found: dict[str, PlannedCell] = {}
-    for flags in combinations:
+    for chosen, flags in combinations:
+        target = targets[chosen]
         name = _name(flags, varied)
+        if len(targets) > 1:
+            name = f"{chosen}-{name}" if varied else chosen
         if name in found:
             raise ConfigError(f"the plan {plan.name!r} has the cell {name} twice; two [[sweep]] tables overlap")
-        found[name] = PlannedCell(name, flags, _settings(plan, flags), _judge(flags))
+        settings = _settings(target, flags)
+        if len(targets) > 1 or not target.own:
+            settings |= {"target": chosen if len(targets) > 1 else target.kind}
+        found[name] = PlannedCell(name, flags, settings, target, _judge(target, flags))
+    if plan.run.baseline is not None and plan.run.baseline not in found:
+        raise ConfigError(f"[run] baseline must be one of the cells ({', '.join(found)}), not {plan.run.baseline!r}")
     return tuple(found.values())
 
 
@@ -124,15 +144,17 @@ def serve_settings(flags: Mapping[str, Json]) -> ServeSettings | None:
     )
 
 
-def _judge(flags: Mapping[str, Json]) -> tuple[Violation, ...]:
-    settings = serve_settings(flags)
+def _judge(target: TargetTable, flags: Mapping[str, Json]) -> tuple[Violation, ...]:
+    """By the rules of vLLM and headrace; what SGLang and unknown servers allow, nobody here knows."""
+    settings = serve_settings(flags) if target.own or target.kind in _VLLM else None
     return () if settings is None else violations(settings)
 
 
-def _settings(plan: Plan, flags: Mapping[str, Json]) -> dict[str, Json]:
+def _settings(target: TargetTable, flags: Mapping[str, Json]) -> dict[str, Json]:
     values = {key.replace("-", "_"): value for key, value in flags.items()}
-    chunked = values.setdefault("enable_chunked_prefill", _CHUNKED)
-    version = values.setdefault("scheduler_version", _VERSION)
-    values["policy"] = ServeSettings(1, 1, 1, enable_chunked_prefill=chunked, scheduler_version=version).policy
-    values["model"] = plan.target.model or DEMO_MODEL
+    if target.own or target.kind in _VLLM:
+        chunked = values.setdefault("enable_chunked_prefill", _CHUNKED)
+        version = values.setdefault("scheduler_version", _VERSION)
+        values["policy"] = ServeSettings(1, 1, 1, enable_chunked_prefill=chunked, scheduler_version=version).policy
+    values["model"] = target.model or (DEMO_MODEL if target.own else "as served")
     return values

@@ -7,48 +7,41 @@ resumes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from headrace.errors import ConfigError, HeadraceError, InvariantError, LaunchError
 from headrace.lab.campaign import resume
 from headrace.lab.campaign.cells import DEMO_MODEL, PlannedCell, cells
 from headrace.lab.campaign.files import campaign_lock, disk_errors, write_json
-from headrace.lab.campaign.interference import CpuUse
 from headrace.lab.campaign.launchers.classify import broken_rule
-from headrace.lab.campaign.launchers.headrace import HeadraceLauncher, Server
-from headrace.lab.campaign.launchers.process import ProcessIdentity
+from headrace.lab.campaign.launchers.running import launcher_for
+from headrace.lab.campaign.launchers.start import Launcher, Leftover
 from headrace.lab.campaign.plan import Plan
 from headrace.lab.campaign.progress import Reporter
-from headrace.lab.campaign.provenance import run_facts, run_key, workload_hash
-from headrace.lab.campaign.result import AFTER, BEFORE, CLIENT, FinishedRun, finished_run
+from headrace.lab.campaign.provenance import run_facts, run_key, target_facts, workload_hash
+from headrace.lab.campaign.result import FinishedRun, finished_run
 from headrace.lab.campaign.resume import Failure, Inspection, RunState, Seal, run_directory
+from headrace.lab.campaign.session import Measure, Sessions, measure, one_line
 from headrace.lab.campaign.study import build_study
-from headrace.lab.campaign.watch import Watch
-from headrace.lab.client.load import Progress
+from headrace.lab.campaign.target import TargetTable
+from headrace.lab.campaign.telemetry import open_gpus
 from headrace.lab.files import write_durably
-from headrace.lab.records.results import RunResult, Study, study_to_json
-from headrace.lab.records.store import read_run
-from headrace.lab.workload.spec import WorkloadSpec
+from headrace.lab.records.results import Study, study_to_json
 
 Json = Any
 
 PLAN, CAMPAIGN, STUDY = "plan.toml", "campaign.json", "study.json"
-_STOP_GRACE_S = 15.0
-
-
-class Measure(Protocol):
-    """`headrace.lab.client.measure`, or what a test puts in its place."""
-
-    def __call__(
-        self, target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, model: str, progress: Any
-    ) -> RunResult: ...
+# A disk with less than this is full: a failure there may be its doing, whatever the server or the client made of it.
+_ROOM_BYTES = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +73,13 @@ def run_campaign(
     out: Path,
     *,
     reporter: Reporter,
-    launcher: HeadraceLauncher | None = None,
-    measure: Measure | None = None,
+    launcher: Launcher | None = None,
+    measure: Measure = measure,
     retry_failed: bool = False,
 ) -> Study:
     """Measure what is not measured yet in `out`, and return the study (also in `out`/study.json after every run).
 
+    launcher      instead of each target's own
     retry_failed  measure failed runs again; otherwise a failure is a result
     Raises ConfigError (another plan's directory, another lab at work, an unreadable workload), LaunchError (disk) and
     KeyboardInterrupt; what is finished then stays finished.
@@ -97,24 +91,16 @@ def run_campaign(
 
 
 class _Campaign:
-    def __init__(
-        self,
-        plan: Plan,
-        out: Path,
-        reporter: Reporter,
-        launcher: HeadraceLauncher | None,
-        measure: Measure | None,
-    ) -> None:
+    def __init__(self, plan: Plan, out: Path, reporter: Reporter, launcher: Launcher | None, measure: Measure) -> None:
         self.plan = plan
         self.out = out
         self.reporter = reporter
         self.cells = cells(plan)
         self.spec = plan.workload_spec()
         self.workload = workload_hash(self.spec)
-        self.launcher = launcher or HeadraceLauncher(
-            served_model=_served_name(plan), model=plan.target.model, ready_timeout_s=plan.target.ready_timeout_s
-        )
-        self.measure = measure or _measure
+        self.launcher = launcher
+        self.gpus = open_gpus()
+        self.sessions = Sessions(self.spec, plan.run, measure, reporter, self.gpus)
         self.facts = run_facts()
         self.finished: dict[tuple[str, int], FinishedRun] = {}
 
@@ -178,7 +164,8 @@ class _Campaign:
         return tuple(cell for cell in self.cells if cell.legal)
 
     def _task(self, cell: PlannedCell, repeat: int) -> Task:
-        return Task(cell, repeat, run_key(cell.flags, workload=self.workload, model=self.plan.target.model))
+        several = self.plan.run.runs_per_server
+        return Task(cell, repeat, run_key(cell.flags, workload=self.workload, target=cell.target, runs=several))
 
     def _directory(self, task: Task) -> Path:
         return run_directory(self.out, task.cell.name, task.repeat)
@@ -211,80 +198,42 @@ class _Campaign:
         self.reporter.starting(label, number)
         resume.begin(directory, key=task.key, nonce=nonce)
         failure: Failure | None = None
-        server_facts: dict[str, Json] = {"nonce": nonce}
+        facts: dict[str, Json] = {"nonce": nonce}
+
+        def note(leftover: Leftover) -> None:
+            facts["process"] = leftover.process.to_json()
+            resume.note_server(directory, key=task.key, nonce=nonce, leftover=leftover)
+
+        target = task.cell.target
+        launcher = self.launcher or launcher_for(target, _served_name(target))
         try:
-            self._measure_once(task, label, directory, nonce, server_facts)
+            self.sessions.live(
+                launcher, target, task.cell.flags, directory, label=label, nonce=nonce, started=note, facts=facts
+            )
         except InvariantError:
             raise
         except HeadraceError as error:
             kind = error.kind if isinstance(error, LaunchError) else "client"
-            if kind == "disk" and _disk_is_ours(error):
-                raise
+            if (kind == "disk" and _disk_is_ours(error)) or not _has_room(directory):
+                raise LaunchError(f"{directory}: {error}", kind="disk") from None
             log_tail = error.log_tail if isinstance(error, LaunchError) else ""
-            failure = Failure(kind, str(error), log_tail, broken_rule(log_tail))
+            failure = Failure(kind, str(error), log_tail, broken_rule(f"{error}\n{log_tail}"))
         seal = Seal(
             key=task.key,
             cell=task.cell.name,
             repeat=task.repeat,
             ended=resume.now(),
             duration_s=round(time.monotonic() - start, 3),
-            facts=self.facts,
-            server=server_facts,
+            facts={**self.facts, **target_facts(target, self.gpus)},
+            server=facts,
             failure=failure,
         )
         resume.seal_run(directory, seal)
-        result = self._keep(task, seal).result
-        text = f"failed ({failure.kind}): {failure.message}" if failure else _one_line(result, seal.duration_s)
-        self.reporter.ended(label, text, good=failure is None)
-        for warning in result.warnings if result is not None else ():
+        results = self._keep(task, seal).results
+        said = f"failed ({failure.kind}): {failure.message}" if failure else one_line(results[-1], seal.duration_s)
+        self.reporter.ended(label, said, good=failure is None)
+        for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
             self.reporter.note(f"  {label}: {warning}")
-
-    def _measure_once(self, task: Task, label: str, directory: Path, nonce: str, server_facts: dict[str, Json]) -> None:
-        """Leaves the run's records in its directory and what is known of its server in `server_facts`."""
-
-        def note(identity: ProcessIdentity) -> None:
-            server_facts["process"] = identity.to_json()
-            resume.note_server(directory, key=task.key, nonce=nonce, server=identity)
-
-        server = self.launcher.start(task.cell.flags, log=directory / "server.log", nonce=nonce, started=note)
-        try:  # from here on, whatever happens, the server is stopped
-            server_facts.update(version=server.version, ready_s=round(server.ready_s, 3))
-            self.reporter.measuring(label, server.ready_s)
-            target = self.plan.target
-            server.save_metrics(directory / BEFORE)
-            watch = Watch(server, frozen_after_s=target.frozen_after_s, timeout_s=self.plan.run.timeout_s)
-            before = CpuUse.now(nonce)
-            with watch:
-                result, error = self._load(server, label, directory)
-            used = CpuUse.now(nonce).since(before)
-            server_facts.update(cpu_s=round(used.server, 1), foreign_cpu_share=round(used.foreign_share, 3))
-            ended = watch.failure()
-            if ended is not None:
-                raise ended  # why the server went explains whatever the client saw
-            if error is not None:
-                raise error
-            server.save_metrics(directory / AFTER)
-        finally:
-            server_facts["exit_code"] = server.stop(grace_s=_STOP_GRACE_S)
-        if not result.metrics.get("completed"):
-            raise LaunchError(
-                f"not one request was served{_first_error(directory / CLIENT)}",
-                kind="protocol",
-                log_tail=server.process.log_tail(),
-            )
-
-    def _load(self, server: Server, label: str, directory: Path) -> tuple[RunResult, HeadraceError | None]:
-        """The client's result, or its error: a dead server may have caused it, so the caller judges."""
-
-        def progress(state: Progress) -> None:
-            self.reporter.progress(label, state)
-
-        try:
-            return self.measure(server.url, self.spec, directory / CLIENT, model=server.model, progress=progress), None
-        except InvariantError:
-            raise
-        except HeadraceError as error:
-            return RunResult("", {}, {}), error
 
     def _write_study(self) -> Study:
         runs = {
@@ -297,27 +246,20 @@ class _Campaign:
         }
         repeats = self.plan.run.repeats
         study = build_study(self.plan.name, self.plan.title, self.cells, runs, repeats=repeats, facts=self.facts)
+        study = replace(study, facts={**study.facts, **_question(self.plan)})
         write_durably(self.out / STUDY, study_to_json(study))
         return study
 
 
-def _measure(target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, model: str, progress: Any) -> RunResult:
-    from headrace.lab.client import measure  # aiohttp and numpy: only when something is measured
-
-    return measure(target_url, workload_spec, out_dir, model=model, progress=progress)
-
-
-def _first_error(client: Path) -> str:
-    try:
-        _, records = read_run(client)
-    except ConfigError:
-        return ""
-    failed = next((record for record in records if record.error_class is not None), None)
-    return f": {failed.error_class}, {(failed.error or 'no text')[:200]}" if failed is not None else ""
+def _question(plan: Plan) -> dict[str, Json]:
+    """What the plan asks of its cells, for the findings; nothing where it says nothing."""
+    asked: dict[str, Json] = {"baseline": plan.run.baseline} if plan.run.baseline is not None else {}
+    # The resolution says nothing where nothing is compared with something.
+    return asked | ({"resolution": plan.run.resolution} if asked or len(plan.used_targets()) > 1 else {})
 
 
-def _served_name(plan: Plan) -> str:
-    return Path(plan.target.model).name if plan.target.model else DEMO_MODEL
+def _served_name(target: TargetTable) -> str:
+    return target.name_of_model or DEMO_MODEL
 
 
 def _make_directory(out: Path) -> None:
@@ -336,13 +278,17 @@ def _disk_is_ours(error: HeadraceError) -> bool:
     return isinstance(error, LaunchError) and not error.log_tail
 
 
-def _one_line(result: RunResult | None, duration_s: float) -> str:
-    metrics: Mapping[str, float] = result.metrics if result is not None else {}
-    parts = [f"{metrics['completed']:.0f} requests"] if "completed" in metrics else []
-    if "duration" in metrics:
-        parts.append(f"in {metrics['duration']:.1f} s")
-    if "total_token_throughput" in metrics:
-        parts.append(f"{metrics['total_token_throughput']:.0f} tok/s in all")
-    if "mean_ttft_ms" in metrics:
-        parts.append(f"mean TTFT {metrics['mean_ttft_ms']:.0f} ms")
-    return ", ".join(parts) + f" ({duration_s:.0f} s with start and stop)"
+def _has_room(directory: Path) -> bool:
+    """Whether the disk still takes a file that is about as large as what a run leaves."""
+    probe = directory / ".room.tmp"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return True

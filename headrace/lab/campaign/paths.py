@@ -56,6 +56,16 @@ def make_paths_absolute(data: Mapping[str, Json], directory: Path) -> None:
             values[key] = _absolute(table, key, value, directory)
 
 
+def make_commands_absolute(data: Mapping[str, Json], directory: Path) -> None:
+    """In place: a program with a slash in its name is relative to the plan's file, as paths are."""
+    targets = data.get("targets")
+    for table in [data.get("target"), *(targets.values() if isinstance(targets, dict) else ())]:
+        command = table.get("command") if isinstance(table, dict) else None
+        if isinstance(command, list) and command and isinstance(command[0], str) and "/" in command[0]:
+            # Not resolved: a virtual environment's python is a link, and knows its environment by the link's place.
+            command[0] = str(directory / Path(command[0]).expanduser())
+
+
 def check_paths(data: Mapping[str, Json], *, source: str) -> None:
     """Raises ConfigError naming table, key and path when something that a plan names is not there.
 
@@ -70,10 +80,15 @@ def check_paths(data: Mapping[str, Json], *, source: str) -> None:
 
 
 def _tables_with_paths(data: Mapping[str, Json]) -> Iterator[tuple[str, str, dict[str, Json]]]:
+    targets = data.get("targets")
     for table, key in _PATHS:
         found = data.get(table)
-        for values in found if isinstance(found, list | tuple) else [found]:
-            if isinstance(values, dict):
+        tables = [*found] if isinstance(found, list | tuple) else [found]
+        if table == "target" and isinstance(targets, dict):
+            tables += targets.values()
+        for values in tables:
+            # A server that runs already has a name for its model, which is no path here.
+            if isinstance(values, dict) and (table != "target" or values.get("kind") != "url"):
                 # [workload] takes underscores as well.
                 yield from ((table, spelled, values) for spelled in {key, key.replace("-", "_")} if spelled in values)
 

@@ -19,6 +19,7 @@ class Reporter(Protocol):
     def begin(self, runs: int, kept: int) -> None: ...
     def note(self, text: str) -> None: ...
     def starting(self, label: str, number: int) -> None: ...
+    def waiting(self, label: str, phase: str) -> None: ...
     def measuring(self, label: str, ready_s: float) -> None: ...
     def progress(self, label: str, progress: LoadProgress) -> None: ...
     def ended(self, label: str, text: str, *, good: bool) -> None: ...
@@ -48,6 +49,10 @@ class LineReporter:
     def starting(self, label: str, number: int) -> None:
         self._last_line = time.monotonic()
         self.note(f"[{number}/{self._runs}] {label}: starting the server")
+
+    def waiting(self, label: str, phase: str) -> None:
+        if phase != "starting":
+            self.note(f"  {label}: {phase}")
 
     def measuring(self, label: str, ready_s: float) -> None:
         self.note(f"  {label}: ready after {ready_s:.1f} s, measuring")
@@ -87,6 +92,10 @@ class BarReporter(LineReporter):
 
     def starting(self, label: str, number: int) -> None:
         self._run = self._bars.add_task(f"{label}: starting the server", total=None)
+
+    def waiting(self, label: str, phase: str) -> None:
+        if self._run is not None:
+            self._bars.update(self._run, description=f"{label}: {phase}")
 
     def measuring(self, label: str, ready_s: float) -> None:
         if self._run is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import metadata
@@ -13,7 +15,10 @@ from typing import Any
 
 import headrace
 from headrace.lab.campaign.files import checksum
+from headrace.lab.campaign.launchers import probe
 from headrace.lab.campaign.launchers.environment import recorded_variables
+from headrace.lab.campaign.target import TargetTable
+from headrace.lab.campaign.telemetry import Gpus
 from headrace.lab.records.environment import describe_environment
 from headrace.lab.workload.spec import WorkloadSpec
 from headrace.version import VERSION
@@ -23,13 +28,17 @@ Json = Any
 # Small files (configuration, tokenizer) are told apart by content; weights by name and size, which is what differs
 # between two models and costs nothing.
 _SMALL_FILE_BYTES = 1 << 20
+_ENGINE_PACKAGES = ("vllm", "sglang", "torch", "transformers")
+# How long a server may be silent changes no figure.
+_HOW_STARTED = {"kind", "served_name", "command", "args", "url", "image", "docker_args"}
 _SERVER_PACKAGES = ("torch", "tokenizers", "safetensors", "fastapi", "uvicorn")
 
 
 # What only reads results: an edit there must not make a campaign measure again.  Everything else counts, new rooms
 # included, since forgetting one here costs time and forgetting one there would mix results.
 _READERS = (
-    *("lab/metrics/", "lab/campaign/exposition.py", "lab/campaign/result.py", "lab/campaign/study.py"),
+    *("lab/metrics/", "lab/campaign/exposition.py", "lab/campaign/server_metrics.py", "lab/campaign/stated.py"),
+    *("lab/campaign/result.py", "lab/campaign/study.py", "lab/compare/", "cli/compare.py"),
     *("lab/report/", "lab/findings/", "lab/records/foreign/", "cli/report.py", "cli/import_.py", "cli/import_table.py"),
 )
 
@@ -80,13 +89,66 @@ def workload_hash(spec: WorkloadSpec) -> str:
     )
 
 
-def run_key(settings: Mapping[str, Json], *, workload: str, model: str | None) -> str:
+def run_key(settings: Mapping[str, Json], *, workload: str, target: TargetTable, runs: int = 1) -> str:
     """What a finished run answers for: any difference here makes it another run.
 
-    `model` is a directory or a name; None is the built-in model, which is part of the code.
+    runs  measured on one server
+    The built-in model is part of the code; another one is its files, or its name where there are none here.
     """
+    model = target.model
     files = "" if model is None else files_digest(Path(model)) if Path(model).exists() else model
-    return digest_of([dict(settings), code_version(), server_version(), workload, files, recorded_variables()])
+    how = target.model_dump(include=_HOW_STARTED)
+    variables = {**recorded_variables(), **target.env}
+    return digest_of([dict(settings), code_version(), engine_version(target), workload, files, how, runs, variables])
+
+
+def engine_version(target: TargetTable) -> str:
+    """What a target's server runs on, found without starting it; "unknown" where nothing tells."""
+    if target.own:
+        return server_version()
+    if target.kind == "url":
+        return _url_version(target.url or "")
+    if target.kind == "docker":
+        return _image_version(target)
+    return _installed_beside(target.command[0] if target.command else target.kind)
+
+
+def target_facts(target: TargetTable, gpus: Gpus | None) -> dict[str, Json]:
+    """The facts of a run that are its target's."""
+    facts: dict[str, Json] = {"server_version": engine_version(target)}
+    if target.env:
+        facts["server_environment"] = dict(target.env)
+    return facts | ({"gpus": gpus.names()} if gpus is not None else {})
+
+
+def _url_version(url: str) -> str:
+    """What the server that runs there says; asked anew each time, since somebody may have restarted it."""
+    return f"{probe.version(url) or 'unknown'} with {', '.join(probe.served_models(url)) or 'no model'}"
+
+
+def _image_version(target: TargetTable) -> str:
+    command = [*(target.command or ("docker",)), "image", "inspect", "--format", "{{.Id}}", target.image or ""]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return str(target.image)
+    # An image that is not here yet has no identity but its name.
+    return done.stdout.strip() if done.returncode == 0 else str(target.image)
+
+
+@cache
+def _installed_beside(program: str) -> str:
+    """The engines' packages in the environment of a program, by the names of their metadata's directories."""
+    found = shutil.which(program)
+    if found is None:
+        return "unknown"
+    home = Path(found).parent.parent
+    names = sorted(
+        path.name.removesuffix(".dist-info").replace("-", " ")
+        for path in home.glob("lib/python3*/site-packages/*.dist-info")
+        if path.name.partition("-")[0] in _ENGINE_PACKAGES
+    )
+    return ", ".join(names) or f"{Path(found).name} {checksum(Path(found))[:16]}"
 
 
 def run_facts() -> dict[str, Json]:

@@ -25,7 +25,8 @@ from typing import Any
 
 from headrace.errors import ConfigError, LaunchError
 from headrace.lab.campaign.files import checksum, sync_tree, write_json
-from headrace.lab.campaign.launchers.process import ProcessIdentity, boot_id, kill_by_nonce
+from headrace.lab.campaign.launchers.process import ProcessIdentity, boot_id, end_container, kill_by_nonce
+from headrace.lab.campaign.launchers.start import Leftover
 from headrace.lab.campaign.provenance import digest_of
 from headrace.lab.files import sync_directory
 
@@ -135,8 +136,10 @@ def begin(directory: Path, *, key: str, nonce: str) -> None:
     sync_directory(directory.parent)
 
 
-def note_server(directory: Path, *, key: str, nonce: str, server: ProcessIdentity) -> None:
-    _write_state(directory, {"key": key, "nonce": nonce, "server": server.to_json()})
+def note_server(directory: Path, *, key: str, nonce: str, leftover: Leftover) -> None:
+    """Note down what must be ended should the lab die."""
+    end = {"container_end": list(leftover.container_end)} if leftover.container_end else {}
+    _write_state(directory, {"key": key, "nonce": nonce, "server": leftover.process.to_json(), **end})
 
 
 def set_aside(directory: Path) -> Path:
@@ -221,6 +224,14 @@ def _refuse_live_owner(directory: Path) -> None:
         raise ConfigError(f"{directory} is being measured by process {owner.pid}; wait for it, or give another --out")
 
 
+def _container_end(state: Mapping[str, Json], nonce: str) -> list[str]:
+    """The command that was noted down, if it can only end the container of this very run."""
+    noted = state.get("container_end")
+    if not isinstance(noted, list) or not all(isinstance(word, str) for word in noted):
+        return []
+    return noted if noted[-3:] == ["rm", "--force", nonce] else []
+
+
 def _kill_leftovers(directory: Path) -> None:
     """Servers die with their lab; this is for workers that a killed server could not take with it.
 
@@ -231,6 +242,7 @@ def _kill_leftovers(directory: Path) -> None:
     if not isinstance(nonce, str) or not nonce or not isinstance(owner, dict) or owner.get("boot_id") != boot_id():
         return
     try:
+        end_container(_container_end(state, nonce))
         kill_by_nonce(nonce)
     except LaunchError as error:
         raise LaunchError(f"{directory}: {error}", kind=error.kind) from None

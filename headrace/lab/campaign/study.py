@@ -78,9 +78,9 @@ def judge_cell(
     """One cell's status, and the sentence that gives the reason.  Runs that left `machine` get a warning."""
     if not cell.legal:
         return Cell(cell.name, cell.settings, CellStatus.ILLEGAL, rule=cell.rule, reason=cell.reason)
-    results = tuple(_run(cell, run, run.result, machine or {}) for run in runs if run.result is not None)
+    results = tuple(_run(cell, run, result, machine or {}) for run in runs for result in run.results)
     failures = [run.seal.failure for run in runs if run.seal.failure is not None]
-    refused = next((failure for failure in failures if failure.rule is not None), None)
+    refused = next((failure for failure in failures if failure.kind == "refused"), None)
     if refused is not None and not results:
         return Cell(
             cell.name, cell.settings, CellStatus.ILLEGAL, rule=refused.rule, reason=refused.message, refused=True

@@ -6,6 +6,9 @@ run_warnings what is said about single runs
 compare      a metric over an ordered factor
 chunking     chunked prefill on against off
 undecided    what the noise hides
+contrasts    one cell against another: better, worse, the same, or so many more repeats
+experiment   the plan's own question: against its baseline, or one target against another
+restarts     noise between restarts and within one server
 causes       Little's law, and the cost of a token
 best         the best cell of a metric and its ties
 headline     which setting, why, and how sure
@@ -13,7 +16,7 @@ headline     which setting, why, and how sure
 
 from __future__ import annotations
 
-from headrace.lab.findings import causes, chunking, compare, trust
+from headrace.lab.findings import causes, chunking, compare, experiment, restarts, trust
 from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
@@ -35,6 +38,7 @@ def explain(study: Study) -> tuple[Finding, ...]:
     choice = choose(table)
     claims = (
         headline(table),
+        *experiment.comparisons(table),
         *compare.thresholds(table),
         *causes.step_time(table),
         *causes.queueing(table, choice.cell if choice is not None else None),
@@ -45,6 +49,7 @@ def explain(study: Study) -> tuple[Finding, ...]:
     )
     return (
         *with_disturbance(table, claims),
+        *restarts.levels(study.cells),
         *trust.left_out(table),
         *trust.not_measured(table),
         *trust.caveats(table),

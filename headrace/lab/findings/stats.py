@@ -24,6 +24,8 @@ UNDECIDABLE = 0.15
 UNDECIDABLE_TAIL = 0.40
 # Logarithms of ratios beyond this come from damaged figures, and must not overflow.
 _WIDEST = 20.0
+# Points of the distribution over which the maximum modulus is averaged: more change the third digit no more.
+_GRID = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +90,56 @@ def allowance(metric: str, cells: Sequence[Cell]) -> float:
     return _widened(max(REPEATED_FLOOR, math.expm1(half)), cells)
 
 
-def ratio(metric: str, a: Cell, b: Cell, comparisons: int = 1, among: Sequence[Cell] = ()) -> Ratio | None:
+def ratio(
+    metric: str, a: Cell, b: Cell, comparisons: int = 1, among: Sequence[Cell] = (), metrics: int = 1
+) -> Ratio | None:
     """b over a for one metric; None when either lacks it or is zero.  Works on logarithms, so a/b mirrors b/a.
 
-    `comparisons` is how many such ratios one claim looks at: the interval of each widens with it (Bonferroni).
+    `comparisons` is how many such ratios one claim looks at: their intervals are simultaneous, over
+    `metrics` metrics of as many (`critical`).
     `among` are cells of the same study, a and b included: the spread between repeats is pooled over all of them,
     since three repeats of two cells alone say little about it.
     """
     left, right = sample(a, metric), sample(b, metric)
     if not left or not right or min(*left, *right) <= 0:
         return None
-    repeated = [cell for cell in among if len(sample(cell, metric)) > 1]
-    error = _error(metric, repeated) if a in repeated and b in repeated else _error(metric, (a, b))
+    error = _error_of_pair(metric, a, b, among)
     if error is None:
         value = (sum(right) / len(right)) / (sum(left) / len(left))
         slack = 1 + _widened(_stated(metric, among or (a, b)), (a, b))
         return Ratio(value, value / slack, value * slack, "single runs")
     value = math.exp(_centre(right) - _centre(left))
-    half = _t(error.freedom, comparisons) * error.spread * math.sqrt(1 / len(left) + 1 / len(right))
+    half = critical(error.freedom, comparisons, metrics) * error.spread * math.sqrt(1 / len(left) + 1 / len(right))
     slack = 1 + _widened(math.expm1(min(half, _WIDEST)), (a, b))
     return Ratio(value, value / slack, value * slack, "paired repeats" if error.paired else "repeats")
+
+
+def repeats_for(
+    metric: str,
+    a: Cell,
+    b: Cell,
+    comparisons: int,
+    among: Sequence[Cell],
+    metrics: int,
+    *,
+    half_width: float,
+    most: int,
+) -> int | None:
+    """Repeats of each cell after which the interval of b/a is +-`half_width` (of the logarithm), by the spread so far.
+
+    None beyond `most`, and where there is no spread to go by.
+    """
+    error = _error_of_pair(metric, a, b, among)
+    if error is None or half_width <= 0:
+        return None
+    have = min(len(sample(a, metric)), len(sample(b, metric)))
+    # Degrees of freedom grow with the repeats as they are: one a repeat and cell, less what the cells have in common.
+    per_repeat = error.freedom / max(1, have - 1)
+    for repeats in range(2, most + 1):
+        freedom = max(1, round(per_repeat * (repeats - 1)))
+        if critical(freedom, comparisons, metrics) * error.spread * math.sqrt(2 / repeats) <= half_width:
+            return repeats
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +149,18 @@ class _Error:
     spread: float
     freedom: int
     paired: bool
+
+
+def _error_of_pair(metric: str, a: Cell, b: Cell, among: Sequence[Cell]) -> _Error | None:
+    """The spread pooled over the study, unless these two cells are more restless than the others can be by chance."""
+    repeated = [cell for cell in among if len(sample(cell, metric)) > 1]
+    own = _error(metric, (a, b))
+    if a not in repeated or b not in repeated or len(repeated) < 3:
+        return own
+    pooled = _error(metric, repeated)
+    if own is None or pooled is None:
+        return pooled or own
+    return own if own.spread**2 > _f(own.freedom, pooled.freedom) * pooled.spread**2 else pooled
 
 
 def _error(metric: str, cells: Sequence[Cell]) -> _Error | None:
@@ -176,10 +220,35 @@ def _centre(values: Sequence[float]) -> float:
 
 
 @cache
-def _t(freedom: int, comparisons: int) -> float:
-    from scipy.stats import t  # a slow import, and most studies are read without it
+def critical(freedom: int, comparisons: int, metrics: int = 1) -> float:
+    """Factor on the standard errors of so many comparisons that share one estimate of the spread: all the intervals
+    hold at once in 95 % of studies, in each of `metrics` metrics (each has its spread: Bonferroni over these).
 
-    return float(t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), freedom))
+    One comparison: Student's t.  Several: the studentized maximum modulus, from
+    P(max |T_i| <= c) >= E[(2 Phi(c s) - 1)^k], s^2 a chi-square over its degrees of freedom (Sidak 1967).
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, norm, t  # slow imports, and most studies are read without them
+
+    error = (1 - CONFIDENCE) / metrics
+    alone = float(t.ppf(1 - error / 2, freedom))
+    if comparisons == 1:
+        return alone
+    spreads = np.sqrt(chi2.ppf((np.arange(_GRID) + 0.5) / _GRID, freedom) / freedom)
+
+    def missing(factor: float) -> float:
+        return float(np.mean((2 * norm.cdf(factor * spreads) - 1) ** comparisons)) - (1 - error)
+
+    bonferroni = float(t.ppf(1 - error / (2 * comparisons), freedom))
+    return bonferroni if missing(bonferroni) <= 0 else float(brentq(missing, alone, bonferroni))
+
+
+@cache
+def _f(over: int, under: int) -> float:
+    from scipy.stats import f
+
+    return float(f.ppf(CONFIDENCE, over, under))
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from headrace.lab.findings.disturbance import FOREIGN_CPU, is_disturbed, quiet
+from headrace.lab.findings.restarts import by_restart
 from headrace.lab.records.comparable import WORKLOAD_COUNTS, same_workload, shortfall
 from headrace.lab.records.results import Cell, CellStatus, Json, RunResult, Study
 
@@ -24,7 +25,10 @@ _LOAD = ("request_rate", *RAMP, "burstiness", "max_concurrency")
 _WORKLOAD = ("model", "dataset", "random_input_len", "random_output_len", "num_prompts")
 STRANGER = "another workload or another model"
 # Settings that describe a run or its reading, not the configuration that is compared.
-_ASIDE = {"repeat", "date", "progress_elapsed_s", "seed", "implied", "metadata", "profile", "num_prompts", FOREIGN_CPU}
+_ASIDE = {
+    *("repeat", "run_on_server", "date", "progress_elapsed_s", "seed"),
+    *("implied", "metadata", "profile", "num_prompts", FOREIGN_CPU),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Table:
 def build(study: Study) -> Table:
     """Sort out a study."""
     whole = [_whole(cell) for cell in study.cells]
-    believable = [_counted(cell) for cell in whole]
+    believable = [by_restart(_counted(cell)) for cell in whole]
     study = replace(study, cells=tuple(quiet(cell) for cell in believable))
     set_aside = tuple(
         (cell.name, run)

@@ -71,6 +71,12 @@ def read_run(directory: Path) -> tuple[dict[str, Any], list[RequestRecord]]:
     return manifest, [_record(line) for line in data.decode().splitlines()]
 
 
+def read_run_times(directory: Path) -> tuple[int, int]:
+    """When a finished run began and ended, on its records' clock.  Raises ConfigError as `read_run` does."""
+    manifest = _read_manifest(directory)
+    return int(manifest["start_ns"]), int(manifest["end_ns"])
+
+
 def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():

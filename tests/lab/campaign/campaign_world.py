@@ -10,8 +10,9 @@ from typing import Any
 
 import headrace
 from headrace.lab.campaign.execute import run_campaign
-from headrace.lab.campaign.launchers.headrace import HeadraceLauncher
+from headrace.lab.campaign.launchers.start import ProcessLauncher
 from headrace.lab.campaign.plan import Plan, parse_plan
+from headrace.lab.campaign.target import TargetTable
 from headrace.lab.records.results import Cell, Study
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
@@ -54,6 +55,8 @@ class Silent:
     def starting(self, label: str, number: int) -> None:
         self.lines.append(f"starting {label}")
 
+    def waiting(self, label: str, phase: str) -> None: ...
+
     def measuring(self, label: str, ready_s: float) -> None: ...
 
     def progress(self, label: str, progress: Any) -> None: ...
@@ -81,12 +84,15 @@ class World:
     def plan(self, seats: list[int], repeats: int = 1) -> Plan:
         return parse_plan(self.plan_text(seats, repeats), source="plan.toml", directory=self.out)
 
-    def launcher(self, **changes: Any) -> HeadraceLauncher:
+    def launcher(self, **changes: Any) -> ProcessLauncher:
+        """`pick_port` is the launcher's, everything else the target's."""
         command = (sys.executable, str(FAKE_SERVER), "--script", json.dumps(self.script))
-        return HeadraceLauncher(**{"served_model": "fake", "ready_timeout_s": 20, "command": command, **changes})
+        ports = {"pick_port": changes.pop("pick_port")} if "pick_port" in changes else {}
+        target = TargetTable(**{"command": command, "ready-timeout-s": 20.0, **changes})
+        return ProcessLauncher(target, "fake", **ports)
 
     def run(
-        self, seats: list[int], *, repeats: int = 1, launcher: HeadraceLauncher | None = None, **options: Any
+        self, seats: list[int], *, repeats: int = 1, launcher: ProcessLauncher | None = None, **options: Any
     ) -> Study:
         self.reporter = Silent()
         return run_campaign(

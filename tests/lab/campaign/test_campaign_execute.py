@@ -39,7 +39,8 @@ def test_a_whole_campaign(world: World) -> None:
     assert first.settings["version"] == "fake-1"
     assert study_from_json((world.out / "study.json").read_text(), source="study") == study
     left = {path.name for path in (world.out / "cells" / "seqs=1" / "run-1").iterdir()}
-    assert left == {"client", "metrics-after.txt", "metrics-before.txt", "run.json", "server.log", "state.json"}
+    scrapes = {"metrics-after.txt", "metrics-before.txt", "metrics-during.jsonl"}
+    assert left == {"client", "run.json", "server-info.json", "server.log", "state.json", *scrapes}
 
 
 def test_repeats_that_would_end_too_late_are_left_out_for_all_cells(world: World) -> None:
@@ -93,7 +94,7 @@ def test_a_failing_server_is_a_classified_failure(world: World, behaviour: str, 
     [("never ready", "it listens but does not answer /health with 200"), ("never listens", "it does not listen yet")],
 )
 def test_a_server_that_is_never_ready(world: World, behaviour: str, said: str) -> None:
-    cell = world.cell(behaviour, ready_timeout_s=1.0)
+    cell = world.cell(behaviour, **{"ready-timeout-s": 1.0})
     assert f"(not_ready): the server was not ready within 1 s: {said}" in (cell.reason or "")
 
 

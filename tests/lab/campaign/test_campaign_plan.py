@@ -25,7 +25,7 @@ def sentence(text: str) -> str:
         ('title = "t"', "p.toml: name is missing"),
         ('name = "a/b"\ntitle = "t"', "p.toml: name must be letters, digits, dots, dashes and underscores"),
         ("name = 1", "p.toml: name must be a text, not 1"),
-        (HEAD + "[targets]", "p.toml: the plan has no key 'targets'; did you mean 'target'? (keys: name, run, serve"),
+        (HEAD + "[tragets]", "p.toml: the plan has no key 'tragets'; did you mean 'targets'? (keys: name, run, serve"),
         (HEAD + "[run]\nrepeat = 3", "p.toml: [run] has no key 'repeat'; did you mean 'repeats'?"),
         (HEAD + "[run]\nrepeats = 0", "p.toml: [run] repeats must be at least 1, not 0"),
         (HEAD + '[run]\nrepeats = "3"', "p.toml: [run] repeats must be a whole number, not '3'"),

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from campaign_world import World
+from doomed_lab import DISK_FULL
 
 from headrace.errors import ConfigError
 from headrace.lab.campaign import execute, provenance, resume
 from headrace.lab.campaign.files import checksum
 from headrace.lab.campaign.launchers.process import ProcessIdentity, kill_by_nonce, processes_with
+from headrace.lab.campaign.target import TargetTable
 from headrace.lab.metrics import result as metrics_result
 from headrace.lab.records.results import CellStatus, study_from_json
 
@@ -68,27 +70,62 @@ def leftovers(out: Path) -> list[int]:
     return [pid for nonce in nonces for pid in processes_with(nonce)]
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
-def test_killed_anywhere_and_resumed_until_done(tmp_path: Path, seed: int) -> None:
-    """kill -9 at random instants: in the end every run is measured once, and finished bytes never changed."""
-    out, instants = tmp_path / "campaign", random.Random(seed)
+def until_done(out: Path, seed: int, *, full_disk: bool = False) -> int:
+    """Lab after lab on one directory, each ended at a random instant, until one lives to the end; returns how many
+    were ended.  After each of them every finished run has kept its bytes, and no server is left."""
+    instants = random.Random(seed)
     kept: dict[str, dict[str, str]] = {}
-    status, deaths = -1, 0
+    status, ended = -1, 0
     with Labs(out) as labs:
         while status != 0:
-            # A whole campaign is some 500 events.  Short lives make no progress, so lives grow and the campaign ends.
-            status, _ = labs.live(instants.randint(1, 120 + 40 * deaths))
+            # A whole campaign is some 600 events.  Short lives make no progress, so lives grow and the campaign ends.
+            instant = instants.randint(1, 120 + 40 * ended)
+            status, _ = labs.live(-instant if full_disk else instant)
             now = finished(out)
             assert {run: now.get(run) for run in kept} == kept, "a finished run changed"
             assert leftovers(out) == [], "a server outlived its lab"
             kept = now
-            assert status in (0, -signal.SIGKILL)
-            deaths += status != 0
-        assert deaths >= 2, "this seed tries too little"
+            assert status in (0, DISK_FULL if full_disk else -signal.SIGKILL)
+            ended += status != 0
         assert sorted(kept) == [f"cells/{run}" for run in RUNS]
         study = study_from_json((out / "study.json").read_text(), source="study")
         assert [[run.metrics["completed"] for run in cell.runs] for cell in study.cells] == [[6, 6], [6, 6]]
         assert labs.live(0)[0] == 0 and finished(out) == kept
+    return ended
+
+
+def test_killed_anywhere_and_resumed_until_done(tmp_path: Path) -> None:
+    """kill -9 at random instants: in the end every run is measured once, and finished bytes never changed."""
+    assert until_done(tmp_path / "campaign", seed=1) >= 2, "this seed tries too little"
+
+
+def test_a_disk_that_is_full_anywhere_and_resumed_until_done(tmp_path: Path) -> None:
+    """From a random instant on nothing can be written: the lab says so and ends, and goes on when there is room."""
+    assert until_done(tmp_path / "campaign", seed=1, full_disk=True) >= 2, "this seed tries too little"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("full_disk", "wanted"), [(False, 100), (True, 25)], ids=["kill -9", "disk full"])
+def test_many_instants(tmp_path: Path, full_disk: bool, wanted: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Campaign after campaign, until so many labs were ended."""
+    ended = campaigns = 0
+    while ended < wanted:
+        campaigns += 1
+        ended += until_done(tmp_path / str(campaigns), seed=100 + campaigns, full_disk=full_disk)
+    with capsys.disabled():
+        print(f"\n{ended} labs ended ({'disk full' if full_disk else 'kill -9'}) in {campaigns} campaigns")
+
+
+@pytest.mark.slow
+def test_a_small_file_system_that_fills_up_and_is_made_larger(capsys: pytest.CaptureFixture[str]) -> None:
+    """A real one, of random size, in a name space of its own: what is written meets its end wherever that is."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user name spaces here")
+    script = Path(__file__).with_name("small_disk.py")
+    done = subprocess.run(["unshare", "-rm", sys.executable, str(script), "25"], capture_output=True, text=True)
+    with capsys.disabled():
+        print("\n" + done.stdout.strip().splitlines()[-1] if done.stdout else "")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def test_an_abandoned_run_is_kept_apart_and_measured_again(world: World) -> None:
@@ -179,7 +216,10 @@ def test_facts_in_which_runs_differ_are_stated_so(world: World, monkeypatch: pyt
 
 
 def test_two_models_of_the_hub_are_two_runs() -> None:
-    keys = {provenance.run_key({}, workload="w", model=model) for model in (None, "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B")}
+    keys = {
+        provenance.run_key({}, workload="w", target=TargetTable(model=model))
+        for model in (None, "Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B")
+    }
     assert len(keys) == 3
 
 

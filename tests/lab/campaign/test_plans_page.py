@@ -23,6 +23,16 @@ ROWS = {
 }
 
 
+# key of [target] -> the kind of target that it is for, and what this needs besides
+OTHER_KINDS = {
+    "command": ['kind = "command"\n'],
+    "url": ['kind = "url"\n'],
+    "image": ['kind = "docker"\nmodel = "owner/name"\n'],
+    "docker-args": ['kind = "docker"\nmodel = "owner/name"\nimage = "image"\n'],
+    "container-port": ['kind = "docker"\nmodel = "owner/name"\nimage = "image"\n'],
+}
+
+
 def dashed(name: str) -> str:
     return name.replace("_", "-")
 
@@ -30,7 +40,10 @@ def dashed(name: str) -> str:
 def defaults() -> dict[str, Any]:
     """Key -> default; None where there is none or where the server has the last word."""
     found: dict[str, Any] = {name: None for name in Plan.model_fields if name in ("name", "title")}
-    found |= {f"[target] {dashed(name)}": field.default for name, field in TargetTable.model_fields.items()}
+    for name, field in TargetTable.model_fields.items():
+        value = [] if field.default == () else field.default
+        found[f"[target] {dashed(name)}"] = value
+    found["[targets.NAME]"] = None
     found |= {f"[serve] {flag}": None for flag in SERVE_FLAGS} | {"[[sweep]]": None}
     for field in fields(WorkloadSpec):
         value = field.default if field.default is not MISSING else {}
@@ -43,7 +56,7 @@ def defaults() -> dict[str, Any]:
 def test_the_table_names_every_key_of_a_plan_and_no_other() -> None:
     assert list(ROWS) == list(dict.fromkeys(ROWS)) and set(ROWS) == set(defaults())
     tables = {"target": TargetTable, "run": RunTable}
-    assert set(Plan.model_fields) == {"name", "title", "serve", "sweep", "workload", *tables}
+    assert set(Plan.model_fields) == {"name", "title", "targets", "serve", "sweep", "workload", *tables}
 
 
 @pytest.mark.parametrize("key", [key for key, value in defaults().items() if value is not None])
@@ -60,10 +73,14 @@ def test_the_example_in_the_table_is_accepted(key: str, tmp_path: Path) -> None:
     (tmp_path / "words" / "tokenizer.json").write_text("{}")
     example = ROWS[key][2].strip("`")
     table, _, name = key.rpartition(" ")
-    assert example.startswith(f"{name} = ") or key == "[[sweep]]"
+    assert example.startswith(f"{name} = ") or key in ("[[sweep]]", "[targets.NAME]")
     head = {"name": 'name = "n"\n', "title": 'title = "t"\n'}
     head.pop(key, None)
-    lines = [*head.values(), f"{table or (key if key == '[[sweep]]' else '')}\n"]
+    lines = [*head.values(), f"{table or (key if key.startswith('[') else '')}\n"]
+    if table == "[target]":
+        lines += OTHER_KINDS.get(name, [])
+    if key == "[targets.NAME]":
+        example = f'{example}\nmodel = "owner/name"\n[[sweep]]\ntarget = ["NAME"]'
     if "sharegpt" in name or "dataset-path" in name:
         lines += ['dataset = "sharegpt"\n', *(['dataset-path = "talk.json"\n'] if name != "dataset-path" else [])]
     if name.startswith("ramp-up"):  # the three go together

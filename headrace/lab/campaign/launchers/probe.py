@@ -5,41 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 from headrace.lab.http import Peer, model_names
 
 
-def get(port: int, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
-    """Status and body of a GET on 127.0.0.1.  Raises OSError when there is no whole HTTP answer in time."""
-    with Peer(f"http://127.0.0.1:{port}", {"Connection": "close"}, timeout_s=timeout_s) as peer:
+def get(url: str, path: str, *, timeout_s: float = 5.0) -> tuple[int, bytes]:
+    """Status and body of a GET.  Raises OSError when there is no whole HTTP answer in time."""
+    with Peer(url, {"Connection": "close"}, timeout_s=timeout_s) as peer:
         return peer.get(path)
 
 
-def answers(port: int, path: str = "/health", *, timeout_s: float = 5.0) -> bool:
+def answers(url: str, path: str = "/health", *, timeout_s: float = 5.0) -> bool:
     """Whether a GET ends with 200."""
     try:
-        return get(port, path, timeout_s=timeout_s)[0] == 200
+        return get(url, path, timeout_s=timeout_s)[0] == 200
     except OSError:
         return False
 
 
-def served_models(port: int) -> list[str]:
+def served_models(url: str) -> list[str]:
     """The names under /v1/models; empty when the answer is not what OpenAI's API promises."""
     try:
-        status, body = get(port, "/v1/models")
+        status, body = get(url, "/v1/models")
     except OSError:
         return []
     return model_names(body) if status == 200 else []
 
 
-def version(port: int) -> str | None:
-    """What /version says, None when it says nothing usable."""
-    try:
-        status, body = get(port, "/version")
-        return str(json.loads(body)["version"]) if status == 200 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def version(url: str) -> str | None:
+    """What /version says (SGLang says it in its description), None when there is nothing usable."""
+    for path in ("/version", "/get_server_info"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            status, body = get(url, path)
+            if status == 200:
+                return str(json.loads(body)["version"])
+    return None
 
 
 def free_port() -> int:
@@ -49,14 +51,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def listens(pid: int, port: int) -> bool:
-    """Whether process `pid` itself holds a socket that listens on `port` (by its inode under /proc)."""
+def listens(pids: Iterable[int], port: int) -> bool:
+    """Whether one of these processes itself holds a socket that listens on `port` (by its inode under /proc)."""
     inodes = _listening_inodes(port)
-    with contextlib.suppress(OSError):
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if handle.readlink().name in inodes:
-                    return True
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if handle.readlink().name in inodes:
+                        return True
     return False
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from headrace.errors import LaunchError
 from headrace.lab.campaign.launchers.environment import NONCE_VARIABLE, server_environment
 
+_CONTAINER_S = 60.0
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.02
 
@@ -67,16 +68,33 @@ def boot_id() -> str:
 class ServerProcess:
     """A running child in its own process group, with its output in a file."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], identity: ProcessIdentity, nonce: str, log: Path) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        identity: ProcessIdentity,
+        nonce: str,
+        log: Path,
+        container_end: Sequence[str] = (),
+    ) -> None:
         self._popen = popen
+        self._container_end = container_end
         self.identity = identity
         self.nonce = nonce
         self.log = log
 
     @classmethod
-    def start(cls, command: Sequence[str], *, log: Path, nonce: str) -> ServerProcess:
-        """Start `command` with stdout and stderr appended to `log`, in `server_environment`.
+    def start(
+        cls,
+        command: Sequence[str],
+        *,
+        log: Path,
+        nonce: str,
+        extra_env: Mapping[str, str] | None = None,
+        container_end: Sequence[str] = (),
+    ) -> ServerProcess:
+        """Start `command` with stdout and stderr appended to `log`, in `server_environment` and `extra_env`.
 
+        `container_end` is a command that ends what no signal to the process reaches: a container.
         Call it from a thread that lives as long as the server may: the kernel sends the death signal when the
         *thread* that forked ends.  Raises LaunchError when no process can be made.
         """
@@ -88,12 +106,12 @@ class ServerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
-                    env=server_environment(nonce),
+                    env={**server_environment(nonce), **(extra_env or {})},
                     process_group=0,  # Ctrl-C in the terminal is the lab's; and the group can be killed as a whole
                 )
         except OSError as error:
             raise LaunchError(f"no process could be started: {error.strerror}", kind="crash") from None
-        return cls(popen, ProcessIdentity.of(popen.pid), nonce, log)
+        return cls(popen, ProcessIdentity.of(popen.pid), nonce, log, container_end)
 
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
@@ -120,18 +138,36 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.identity.pid, signal.SIGKILL)
         self._popen.wait()
+        end_container(self._container_end)
         kill_by_nonce(self.nonce)
 
     def log_tail(self, lines: int = 20) -> str:
         return log_tail(self.log, lines)
 
+    def log_text(self) -> str:
+        """The end of its log that is long enough for a traceback of several processes."""
+        return log_tail(self.log, lines=1000, most_bytes=256 * 1024)
 
-def log_tail(log: Path, lines: int = 20) -> str:
+
+def end_container(command: Sequence[str]) -> None:
+    """Run the command that ends a container; nothing to do without one.  Raises LaunchError when it fails."""
+    if not command:
+        return
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_CONTAINER_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LaunchError(f"{' '.join(command)} did not end the container: {error}", kind="frozen") from None
+    # A container that has ended by itself is gone already (--rm).
+    if done.returncode != 0 and "no such container" not in done.stderr.lower():
+        raise LaunchError(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}", kind="frozen")
+
+
+def log_tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> str:
     """The last lines of a log, read from its end (a log may be large); empty when there is none."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
+            file.seek(max(0, file.tell() - most_bytes))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
