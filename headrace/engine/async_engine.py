@@ -21,14 +21,16 @@ from headrace.core.batch import TokenEvent
 from headrace.core.request import FinishReason, Request
 from headrace.engine.config import EngineConfig
 from headrace.engine.engine import Engine as StepEngine
-from headrace.engine.engine import Logprobs, PromptLogprobs
+from headrace.engine.engine import PromptLogprobs
 from headrace.engine.outputs import (
     EngineStats,
     FinishedRequest,
+    Logprobs,
     Observer,
     Output,
     OutputAssembler,
     TokenLogprob,
+    with_logprobs,
 )
 from headrace.engine.profiler import Profiler
 from headrace.errors import HeadraceError, InvalidRequest
@@ -448,11 +450,11 @@ class AsyncEngine:
                 self._count_queued(stream, -1)
         if observer is not None and delivery.num_tokens:
             observer.step(delivery.num_tokens)
-        for event in delivery.events:
+        for event, logprob in with_logprobs(delivery.events, delivery.logprobs):
             if (stream := self._stream(event.request_id, delivery)) is not None:
                 if event.token_id is not None:
                     self._note_token(stream, now_s)
-                self._on_event(stream, event, delivery)
+                self._on_event(stream, event, logprob, delivery)
 
     def _stream(self, request_id: str, delivery: _Delivery) -> _Stream | None:
         """The stream that a delivery speaks of.  An id may be used again after an abort: the step thread may not have
@@ -460,10 +462,9 @@ class AsyncEngine:
         stream = self._streams.get(request_id)
         return stream if stream is not None and stream.command <= delivery.seen else None
 
-    def _on_event(self, stream: _Stream, event: TokenEvent, delivery: _Delivery) -> None:
-        name = event.request_id
+    def _on_event(self, stream: _Stream, event: TokenEvent, logprob: TokenLogprob | None, delivery: _Delivery) -> None:
         try:
-            output = stream.assembler.push(event, delivery.logprobs.get(name), delivery.prompt_logprobs.get(name))
+            output = stream.assembler.push(event, logprob, delivery.prompt_logprobs.get(event.request_id))
         except Exception as error:
             logger.exception("request %s: its output cannot be decoded", event.request_id)
             output = Output(

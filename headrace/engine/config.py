@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from headrace.core.scheduler import SchedulerConfig
+from headrace.core.scheduler import SchedulerConfig, Speculation
 from headrace.engine import machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.flag_values import parse_tokens
@@ -61,6 +61,7 @@ class EngineConfig:
     max_num_queued_tokens  tokens that the prompts of waiting requests may have together
     step_log         where each step is noted, or None
     profiler         where traces go, or None: there is no profiler
+    speculation      how tokens are guessed ahead of the model, or None: not at all
     """
 
     model: str
@@ -88,6 +89,7 @@ class EngineConfig:
     keep_int4: bool = True
     step_log: StepLogConfig | None = None
     profiler: ProfilerConfig | None = None
+    speculation: Speculation | None = None
 
     @property
     def policy(self) -> str:
@@ -152,6 +154,7 @@ def scheduler_config(config: EngineConfig) -> SchedulerConfig:
         enable_prefix_caching=config.enable_prefix_caching,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         scheduling_policy=config.scheduling_policy,
+        speculation=config.speculation,
     )
 
 

@@ -12,7 +12,7 @@ from headrace.core.batch import Batch, StepResult, TokenEvent
 from headrace.core.request import FinishReason, Request
 from headrace.core.scheduler import Scheduler
 from headrace.engine.config import EngineConfig, scheduler_config
-from headrace.engine.outputs import EngineStats, Output, OutputAssembler, TokenLogprob
+from headrace.engine.outputs import EngineStats, Logprobs, Output, OutputAssembler, TokenLogprob, with_logprobs
 from headrace.engine.profiler import Profiler
 from headrace.engine.step_log import StepLog
 from headrace.errors import InvalidRequest
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace.engine")
 
-Logprobs = Mapping[str, TokenLogprob]
 PromptLogprobs = Mapping[str, tuple[TokenLogprob, ...]]
 
 _RECENT_STEPS = 1024
@@ -31,8 +30,8 @@ _P99_EVERY = 32  # sorting the recent steps costs more than a small step should 
 
 
 class RunnerOutput(Protocol):
-    """`logprobs` has an entry for each request of the batch that asked for them, `prompt_logprobs` one for each that
-    asked and samples its first token."""
+    """`logprobs` has one of each new token for each request of the batch that asked, `prompt_logprobs` those of each
+    that asked and samples its first token."""
 
     @property
     def result(self) -> StepResult: ...
@@ -167,6 +166,7 @@ class Engine:
                 waiting=waiting,
                 kv_used=self.config.num_kv_blocks - kv_free,
                 kv_free=kv_free,
+                accepted=sum(result.accepted.values()),
             )
         if self.profiler is not None:
             self.profiler.note_step()
@@ -247,6 +247,10 @@ class Engine:
             num_preemptions=scheduler.counters.preemptions,
             prefix_cache_queries=scheduler.counters.prefix_queries,
             prefix_cache_hits=scheduler.counters.prefix_hits,
+            num_drafts=scheduler.counters.drafts,
+            num_draft_tokens=scheduler.counters.draft_tokens,
+            num_accepted_tokens=scheduler.counters.accepted_tokens,
+            accepted_at=tuple(scheduler.counters.accepted_at),
         )
 
 
@@ -301,13 +305,11 @@ def _run_to_the_end(
         for request_id, num_cached in step.admitted:
             if request_id in assemblers:
                 assemblers[request_id].num_cached_tokens = num_cached
-        for event in step.events:
+        for event, logprob in with_logprobs(step.events, step.logprobs):
             assembler = assemblers.get(event.request_id)
             if assembler is None:
                 continue
-            output = assembler.push(
-                event, step.logprobs.get(event.request_id), step.prompt_logprobs.get(event.request_id)
-            )
+            output = assembler.push(event, logprob, step.prompt_logprobs.get(event.request_id))
             if output is None:
                 continue
             parts[event.request_id].append(output)

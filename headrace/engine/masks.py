@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from headrace.core.request import SamplingParams
-from headrace.core.sequence import Sequence
 from headrace.engine.structured import Grammar, Matcher
+from headrace.engine.verify import Ahead, Row
 
 if TYPE_CHECKING:
     from headrace.engine.outputs import TokenLogprob
@@ -29,7 +29,7 @@ class SamplingState:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
-def state_of(sequence: Sequence) -> SamplingState:
+def state_of(sequence: Row) -> SamplingState:
     """The state of `sequence`, made when it is first asked for."""
     state = sequence.sampling_state
     if not isinstance(state, SamplingState):
@@ -37,7 +37,7 @@ def state_of(sequence: Sequence) -> SamplingState:
     return state
 
 
-def is_masked(sequence: Sequence) -> bool:
+def is_masked(sequence: Row) -> bool:
     """Whether `mask` would change the next logits of `sequence` (true too often is harmless)."""
     params = sequence.request.params
     return bool(
@@ -49,7 +49,7 @@ def is_masked(sequence: Sequence) -> bool:
     )
 
 
-def mask(logits: Tensor, sequence: Sequence) -> None:
+def mask(logits: Tensor, sequence: Row) -> None:
     """Apply the rules of one request to its row `[vocab]`, in place.  Raises GrammarFailure."""
     params = sequence.request.params
     if sequence.request.grammar is not None:
@@ -67,16 +67,28 @@ def mask(logits: Tensor, sequence: Sequence) -> None:
         logits[list(ids)] += torch.tensor(values)
 
 
-def _allowed_by_grammar(sequence: Sequence) -> Tensor | None:
+def forget_drafts(sequence: Row) -> None:
+    """Take the grammar of `sequence` back to what its output is: right drafts come again, as tokens."""
+    if sequence.request.grammar is None:
+        return
+    matcher = state_of(sequence).matcher
+    if matcher is not None:
+        matcher.rewind(sequence.num_output_tokens)
+
+
+def _allowed_by_grammar(sequence: Row) -> Tensor | None:
     state = state_of(sequence)
     if state.matcher is None:
         grammar = sequence.request.grammar
         assert isinstance(grammar, Grammar)
         state.matcher = grammar.matcher()
-    return state.matcher.allowed(sequence.output_token_ids)
+    output = sequence.output_token_ids
+    if isinstance(sequence, Ahead) and not state.matcher.takes(output):
+        return None  # its last draft is wrong already, so nobody will ask what follows it
+    return state.matcher.allowed(output)
 
 
-def _keep_only(logits: Tensor, sequence: Sequence, params: SamplingParams) -> None:
+def _keep_only(logits: Tensor, sequence: Row, params: SamplingParams) -> None:
     state = state_of(sequence)
     if state.allowed is None:
         state.allowed = torch.tensor(params.allowed_token_ids)
@@ -85,7 +97,7 @@ def _keep_only(logits: Tensor, sequence: Sequence, params: SamplingParams) -> No
     logits[state.allowed] = kept
 
 
-def _ends_of_bad_words(sequence: Sequence) -> list[int]:
+def _ends_of_bad_words(sequence: Row) -> list[int]:
     """Tokens that would complete a forbidden word; as in vLLM, only the output counts as its beginning."""
     output = sequence.output_token_ids
     ends = []

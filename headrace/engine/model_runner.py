@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,32 +13,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.core.batch import Batch, Chunk, StepResult
-from headrace.core.sequence import Sequence
 from headrace.engine.attention import paged
 from headrace.engine.attention.span import Span
 from headrace.engine.config import EngineConfig
 from headrace.engine.kv_cache import DTYPES, KVCache
-from headrace.engine.masks import state_of
+from headrace.engine.masks import forget_drafts, state_of
 from headrace.engine.models.decoder import Decoder
 from headrace.engine.models.layers import padded_rows
 from headrace.engine.models.shape import check_attention_window, read_model_shape
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import collect, wants_prompt
 from headrace.engine.quant.loader import Loader
-from headrace.engine.sampler import sample
+from headrace.engine.sampler import Sampled, sample
+from headrace.engine.verify import Row, num_right, rows_of
 from headrace.engine.weights import open_weights
 from headrace.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a step produced; `logprobs` by request id, for requests that asked.
+    """What a step produced; `logprobs` of each new token by request id, for requests that asked.
 
     `prompt_logprobs` has all of a prompt's tokens but the first, in the step that samples the first output token.
     """
 
     result: StepResult
-    logprobs: Mapping[str, TokenLogprob] = field(default_factory=dict)
+    logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
@@ -48,15 +48,16 @@ class StepInputs:
 
     token_ids, positions  `[rows]`
     write_rows            where the real rows' keys and values go (see KVCache.write_rows)
-    sampled_rows          flat row of each sampled chunk in the batch's order, padded with 0
     last_rows             flat row of each chunk's last position, in the batch's order
+    sampled_rows          flat rows whose logits are needed, in the batch's order, padded with 0: the last one of a
+                          chunk that samples, and one more for each of its drafts
     """
 
     token_ids: Tensor
     positions: Tensor
     write_rows: Tensor
-    sampled_rows: Tensor
     last_rows: Tensor
+    sampled_rows: Tensor
     attention: paged.AttentionPlan
 
 
@@ -89,7 +90,8 @@ class ModelRunner:
     def run(self, batch: Batch) -> RunnerOutput:
         """Compute one batch: prefill and decode together in one forward pass.
 
-        Writes K/V of every chunk and returns a token for every chunk that samples.  A sequence whose values are not
+        Writes K/V of every chunk and returns a token for every chunk that samples, and how many of its drafts are right
+        (wrong ones leave values that nothing reads before they are written again).  A sequence whose values are not
         finite is reported in `failed`, and its blocks are cleaned; the others are not touched by it.
         """
         if not batch.chunks:
@@ -118,7 +120,8 @@ class ModelRunner:
             inputs.write_rows,
             partial(paged.attend, plan=inputs.attention),
         )
-        sampled = [chunk.sequence for chunk in chunks if chunk.samples]
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        sampled = [row for chunk in sampling for row in rows_of(chunk)]
         # Values that are not finite anywhere in a sequence's past reach its last row: attention multiplies them all.
         failed = self._failures(hidden[inputs.last_rows], [chunk.sequence for chunk in chunks], "hidden state")
         logits = self._model.logits(hidden[inputs.sampled_rows])[: len(sampled)] if sampled else hidden[:0]
@@ -131,13 +134,31 @@ class ModelRunner:
                 collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._padded_logits)
         if not sampled:
             return RunnerOutput(StepResult((), failed))
-        tokens, logprobs, unfit = sample(logits, sampled, self.config.seed)
-        prompts = {
-            each.request_id: tuple(state_of(each).prompt_logprobs)
-            for each in sampled
-            if each.request.params.prompt_logprobs is not None and not each.num_output_tokens
-        }
-        return RunnerOutput(StepResult(tuple(tokens), unfit | failed), logprobs, prompts)
+        return self._verified(sampling, sample(logits, sampled, self.config.seed), failed)
+
+    @staticmethod
+    def _verified(sampling: list[Chunk], sampled: Sampled, failed: dict[str, str]) -> RunnerOutput:
+        """Each chunk's new tokens: its right drafts, and the token behind them."""
+        tokens: list[int] = []
+        accepted: dict[str, int] = {}
+        logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
+        prompts: dict[str, tuple[TokenLogprob, ...]] = {}
+        first = 0
+        for sequence, _, _, _, drafts in sampling:
+            count, name, params = 0, sequence.request_id, sequence.request.params
+            if first in sampled.failed:
+                failed.setdefault(name, sampled.failed[first])
+            elif drafts:
+                unfit = {row - first for row in sampled.failed}
+                count = accepted[name] = num_right(drafts, sampled.tokens[first : first + 1 + len(drafts)], unfit)
+                forget_drafts(sequence)
+            tokens.append(sampled.tokens[first + count])
+            if params.logprobs is not None:
+                logprobs[name] = tuple(sampled.logprobs[row] for row in range(first, first + count + 1))
+            if params.prompt_logprobs is not None and not sequence.num_output_tokens:
+                prompts[name] = tuple(state_of(sequence).prompt_logprobs)
+            first += 1 + len(drafts)
+        return RunnerOutput(StepResult(tuple(tokens), failed, accepted), logprobs, prompts)
 
     def _padded_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab_size]`, computed for a number of rows that has its kernel already."""
@@ -145,7 +166,7 @@ class ModelRunner:
         return self._model.logits(functional.pad(hidden, (0, 0, 0, padded_rows(rows) - rows)))[:rows]
 
     @staticmethod
-    def _failures(values: Tensor, sequences: list[Sequence], what: str) -> dict[str, str]:
+    def _failures(values: Tensor, sequences: Sequence[Row], what: str) -> dict[str, str]:
         # The sum of a row is finite if and only if all of it is (fp32 sums of sane values do not overflow).
         finite = torch.isfinite(values.sum(dim=-1, dtype=torch.float32))
         if bool(finite.all()):
@@ -163,11 +184,11 @@ class ModelRunner:
         positions, slots, spans = [], [], []
         last_rows = [0] * len(chunks)
         for index in order:
-            sequence, start, length, _ = chunks[index]
+            sequence, start, length, *_ = chunk = chunks[index]
             end = start + length
             table = np.array(sequence.block_table[: -(-end // block_size)], dtype=np.int64)
             spans.append(Span(len(token_ids), start, length, table))
-            token_ids += sequence.tokens_between(start, end)
+            token_ids += chunk.token_ids
             where = np.arange(start, end)
             positions.append(where)
             slots.append(table[where // block_size] * block_size + where % block_size)
@@ -176,14 +197,19 @@ class ModelRunner:
         flat = np.zeros((2, rows), dtype=np.int64)
         flat[0, : len(token_ids)] = token_ids
         flat[1, : len(token_ids)] = np.concatenate(positions)
-        sampled = [row for row, chunk in zip(last_rows, chunks, strict=True) if chunk.samples]
+        sampled = [
+            row
+            for last, chunk in zip(last_rows, chunks, strict=True)
+            if chunk.samples
+            for row in range(last - len(chunk.drafts), last + 1)
+        ]
         sampled += [0] * (padded_rows(len(sampled)) - len(sampled))
         return StepInputs(
             token_ids=torch.from_numpy(flat[0]),
             positions=torch.from_numpy(flat[1]),
             write_rows=self._cache.write_rows(np.concatenate(slots)),
-            sampled_rows=torch.tensor(sampled, dtype=torch.int64),
             last_rows=torch.tensor(last_rows, dtype=torch.int64),
+            sampled_rows=torch.tensor(sampled, dtype=torch.int64),
             attention=paged.plan_attention(
                 spans[: len(singles)], spans[len(singles) :], self._cache, rows, self._scale
             ),

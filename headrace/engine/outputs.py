@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,7 +65,10 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot that never blocks the step loop.  Counters count from the start of the engine."""
+    """A snapshot that never blocks the step loop.  Counters count from the start of the engine.
+
+    Of speculation: chunks with drafts, their drafts, those that were right, and how often the first, second, … was.
+    """
 
     num_running: int
     num_waiting: int
@@ -79,6 +83,22 @@ class EngineStats:
     num_preemptions: int
     prefix_cache_queries: int
     prefix_cache_hits: int
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_at: tuple[int, ...] = ()
+
+
+Logprobs = Mapping[str, Sequence[TokenLogprob]]
+"""Of a step's new tokens, in their order, by request id."""
+
+
+def with_logprobs(events: Iterable[TokenEvent], logprobs: Logprobs) -> Iterator[tuple[TokenEvent, TokenLogprob | None]]:
+    """Events, each with the log-probability of its token where the request asked: a step may bring several."""
+    rest = {request_id: iter(each) for request_id, each in logprobs.items()}
+    for event in events:
+        own = rest.get(event.request_id)
+        yield event, None if own is None or event.token_id is None else next(own, None)
 
 
 class Observer(Protocol):

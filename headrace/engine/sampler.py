@@ -9,7 +9,8 @@ Ranges (checked by the server): temperature >= 0 (below 1e-5 is greedy), 0 < top
 0 <= min_p <= 1, -2 <= presence and frequency penalty <= 2, repetition penalty > 0, logprobs >= 0, 0 <= seed < 2**64.
 
 Randomness: one uniform number a token, a pure function of (seed, position), put through the inverse of the cumulative
-distribution in order of token id.  What else is in the batch, a preemption or a restart cannot change a sample.
+distribution in order of token id.  What else is in the batch, a preemption, a restart or speculation cannot change a
+sample.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import torch
 from torch import Tensor
 
 from headrace.core.request import GRAMMAR_FAILED, SamplingParams
-from headrace.core.sequence import Sequence
 from headrace.engine.masks import is_masked, mask
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import describe
 from headrace.engine.structured import GrammarFailure
+from headrace.engine.verify import Row
 
 GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
@@ -58,18 +59,21 @@ def _mix(z: int) -> int:
 
 
 class Sampled(NamedTuple):
-    """Tokens in the rows' order; by request id, log-probabilities of those who asked, and why others failed."""
+    """Tokens in the rows' order; by row, log-probabilities of those who asked, and why others failed."""
 
     tokens: list[int]
-    logprobs: dict[str, TokenLogprob]
-    failed: dict[str, str]
+    logprobs: dict[int, TokenLogprob]
+    failed: dict[int, str]
 
 
-def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> Sampled:
-    """Choose the next token of each sequence from its row of fp32 `logits` `[rows, vocab]`, which must be finite."""
+def sample(logits: Tensor, sequences: Rows[Row], engine_seed: int) -> Sampled:
+    """Choose the next token of each sequence from its row of fp32 `logits` `[rows, vocab]`, which must be finite.
+
+    A sequence may have several rows, as `verify.rows_of` gives them.
+    """
     params = [sequence.request.params for sequence in sequences]
     raw = logits
-    failed: dict[str, str] = {}
+    failed: dict[int, str] = {}
     changed = [row for row, sequence in enumerate(sequences) if _changes_logits(params[row], sequence)]
     if changed:
         logits = raw.clone()
@@ -77,7 +81,7 @@ def sample(logits: Tensor, sequences: Rows[Sequence], engine_seed: int) -> Sampl
             try:
                 mask(logits[row], sequences[row])
             except GrammarFailure as error:
-                failed[sequences[row].request_id] = f"{GRAMMAR_FAILED}{error}"
+                failed[row] = f"{GRAMMAR_FAILED}{error}"
             apply_penalties(logits[row], sequences[row])
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
@@ -116,7 +120,7 @@ def invert(probabilities: Tensor, numbers: Rows[float]) -> list[int]:
     return chosen
 
 
-def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
+def _changes_logits(params: SamplingParams, sequence: Row) -> bool:
     return (
         params.repetition_penalty != 1.0
         or params.presence_penalty != 0.0
@@ -125,7 +129,7 @@ def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
     )
 
 
-def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
+def apply_penalties(logits: Tensor, sequence: Row) -> None:
     """In place, one row.  Repetition counts prompt and output, the other two the output alone (as vLLM)."""
     params = sequence.request.params
     if params.repetition_penalty != 1.0:
@@ -142,7 +146,7 @@ def apply_penalties(logits: Tensor, sequence: Sequence) -> None:
         logits[list(counts)] -= cost
 
 
-def _number_for(sequence: Sequence, engine_seed: int) -> float:
+def _number_for(sequence: Row, engine_seed: int) -> float:
     seed = sequence.request.params.seed
     if seed is None:
         seed = derive_seed(engine_seed, sequence.order)
@@ -190,10 +194,10 @@ def _truncate(scaled: Tensor, limit: Tensor, top_p: Tensor, width: int) -> Tenso
     return scaled.masked_fill(scaled < torch.maximum(kth, nucleus), -torch.inf)
 
 
-def _logprobs(raw: Tensor, sequences: Rows[Sequence], tokens: Rows[int], wanted: Rows[int]) -> dict[str, TokenLogprob]:
+def _logprobs(raw: Tensor, sequences: Rows[Row], tokens: Rows[int], wanted: Rows[int]) -> dict[int, TokenLogprob]:
     if not wanted:
         return {}
     rows = torch.log_softmax(raw[list(wanted)], dim=-1)
     numbers = [sequences[row].request.params.logprobs or 0 for row in wanted]
     found = describe(rows, [tokens[row] for row in wanted], numbers)
-    return {sequences[row].request_id: each for row, each in zip(wanted, found, strict=True)}
+    return dict(zip(wanted, found, strict=True))

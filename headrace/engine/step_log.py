@@ -103,14 +103,17 @@ class StepLog:
         waiting: int,
         kv_used: int,
         kv_free: int,
+        accepted: int = 0,
     ) -> None:
-        """Note one step.  The last four are as they were while the step computed, after it was planned."""
+        """Note one step.  The queues and blocks are as they were while the step computed, after it was planned;
+        `accepted` drafts were right."""
         pending = self._pending
         if len(pending) >= _MAX_PENDING:
             self._lost += 1
             return
-        prefill = decode = 0
-        for sequence, start, length, *_ in batch.chunks:
+        prefill = decode = drafted = 0
+        for sequence, start, length, _, drafts in batch.chunks:
+            drafted += len(drafts)
             if start < sequence.prefill_length:
                 prefill += length
             else:
@@ -123,7 +126,7 @@ class StepLog:
         pending.append(
             (
                 *(batch.step, started_s, ended_s, prefill, decode, len(batch.chunks), running, waiting),
-                *(kv_used, kv_free, len(batch.preempted), len(batch.admitted), finished, chunks),
+                *(kv_used, kv_free, len(batch.preempted), len(batch.admitted), finished, drafted, accepted, chunks),
             )
         )
         if was_empty:
@@ -225,12 +228,13 @@ def _mend(fd: int) -> int:
 
 def _line(record: tuple[Any, ...]) -> bytes:
     step, started_s, ended_s, prefill, decode, sequences, running, waiting, used, free, *counts, chunks = record
-    preempted, admitted, finished = counts
+    preempted, admitted, finished, drafted, accepted = counts
     # By hand: json.dumps takes twice as long, and the writer shares the interpreter with the step thread.
     text = (
         f'{{"step":{step},"start_s":{started_s:.6f},"end_s":{ended_s:.6f},"prefill_tokens":{prefill},'
         f'"decode_tokens":{decode},"sequences":{sequences},"running":{running},"waiting":{waiting},"kv_used":{used},'
-        f'"kv_free":{free},"preempted":{preempted},"admitted":{admitted},"finished":{finished}'
+        f'"kv_free":{free},"preempted":{preempted},"admitted":{admitted},"finished":{finished},'
+        f'"drafted":{drafted},"accepted":{accepted}'
     )
     if chunks is not None:
         text += ',"chunks":' + json.dumps(chunks)

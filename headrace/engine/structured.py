@@ -37,20 +37,20 @@ class Matcher:
         self._inner = inner
         self._vocab_size = vocab_size
         self._after = after
+        self._begin = 0 if after is None else None  # how many tokens stand before the grammar's text
         self._consumed = 0
 
     def allowed(self, output: Sequence[int]) -> Tensor | None:
         """Which tokens may follow `output`, bool `[vocab_size]`; end tokens only where the grammar may end.
 
-        None while everything may follow.  `output` must begin with what was given last time: tokens are only ever
-        added.  Raises GrammarFailure.
+        None while everything may follow.  `output` must begin with what was taken in before, which it adds to.
+        Raises GrammarFailure.
         """
-        if self._after is not None:
+        if self._begin is None:
             news, self._consumed = output[self._consumed :], len(output)
             if self._after not in news:
                 return None
-            self._consumed -= len(news) - 1 - list(news).index(self._after)
-            self._after = None
+            self._begin = self._consumed = self._consumed - (len(news) - 1 - list(news).index(self._after))
         try:
             for token in output[self._consumed :]:
                 self._inner.consume_token(token)
@@ -62,6 +62,21 @@ class Matcher:
             raise GrammarFailure(first_line(self._inner.get_error()))
         mask = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")[: self._vocab_size]
         return torch.from_numpy(mask).to(torch.bool)
+
+    def takes(self, output: Sequence[int]) -> bool:
+        """Whether the grammar allows what `output` adds to what was taken in: a draft may be anything."""
+        news = list(output[self._consumed :])
+        return self._begin is None or not news or int(self._inner.validate_tokens(news)) == len(news)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget what was taken in behind the first `num_tokens` tokens of the output."""
+        if num_tokens >= self._consumed:
+            return
+        if self._begin is not None:
+            self._inner.rollback(self._consumed - max(num_tokens, self._begin))
+            if self._after is not None and num_tokens < self._begin:
+                self._begin = None
+        self._consumed = num_tokens
 
 
 class Grammar:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from headrace.core.batch import Batch, StepResult
 from headrace.core.request import Request, SamplingParams
-from headrace.core.sequence import Sequence as Running
 from headrace.engine.config import EngineConfig
 from headrace.engine.detokenizer import Detokenizer
 from headrace.engine.outputs import TokenLogprob
+from headrace.engine.verify import Row, num_right, rows_of
 
 VOCABULARY = 128
 END = 0
@@ -47,7 +47,7 @@ def config(**changes: object) -> EngineConfig:
 @dataclass(frozen=True)
 class ScriptedOutput:
     result: StepResult
-    logprobs: Mapping[str, TokenLogprob] = field(default_factory=dict)
+    logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ class ScriptedRunner:
     After `hold()` each step waits inside the model until `allow()` or `release()`; `entered` counts steps begun.
     """
 
-    def __init__(self, next_token: Callable[[Running], int] | None = None) -> None:
+    def __init__(self, next_token: Callable[[Row], int] | None = None) -> None:
         self.next_token = next_token or (lambda sequence: ord("a") + sequence.num_output_tokens % 26)
         self.before: Callable[[Batch], None] = lambda batch: None
         self.failed: dict[str, str] = {}
@@ -82,16 +82,19 @@ class ScriptedRunner:
         if self._held:
             assert self._permits.acquire(timeout=30), "a test forgot to release its step"
         self.before(batch)
-        sampled = [chunk.sequence for chunk in batch.chunks if chunk.samples]
+        sampling = [chunk for chunk in batch.chunks if chunk.samples]
         ids = {chunk.sequence.request_id for chunk in batch.chunks}
         failed = {request_id: reason for request_id, reason in self.failed.items() if request_id in ids}
-        tokens = tuple(self.next_token(sequence) for sequence in sampled)
-        logprobs = {
-            sequence.request_id: TokenLogprob(token, -0.5, 1, ((token, -0.5),))
-            for sequence, token in zip(sampled, tokens, strict=True)
-            if sequence.request.params.logprobs is not None
-        }
-        return ScriptedOutput(StepResult(tokens, failed), logprobs)
+        tokens, accepted, logprobs = [], {}, {}
+        for chunk in sampling:
+            name = chunk.sequence.request_id
+            chosen = [self.next_token(row) for row in rows_of(chunk)]
+            accepted[name] = num_right(chunk.drafts, chosen)
+            tokens.append(chosen[accepted[name]])
+            if chunk.sequence.request.params.logprobs is not None:
+                new = chosen[: accepted[name] + 1]
+                logprobs[name] = tuple(TokenLogprob(token, -0.5, 1, ((token, -0.5),)) for token in new)
+        return ScriptedOutput(StepResult(tuple(tokens), failed, accepted), logprobs)
 
 
 class LetterTokenizer:

@@ -74,4 +74,4 @@ def test_masked_tokens_are_never_drawn_and_raw_log_probabilities_are_reported() 
     rows = [sequence(seed=seed, allowed_token_ids=(4, 5), temperature=5.0, logprobs=1) for seed in range(200)]
     tokens, logprobs, _ = sample(torch.tensor([LOGITS] * 200), rows, 0)
     assert set(tokens) == {4, 5}
-    assert logprobs["a"].top[0][0] == 0
+    assert logprobs[0].top[0][0] == 0

@@ -213,7 +213,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     exact = [math.log(value) for value in softmax(LOGITS[0].tolist())]
     row = sequence("a", temperature=0.0, min_tokens=5, stop_token_ids=(0,), logprobs=2)
     tokens, logprobs, _ = sample(LOGITS, [row], 0)
-    entry = logprobs["a"]
+    entry = logprobs[0]
     assert tokens == [1]
     assert entry.token_id == 1
     assert entry.logprob == pytest.approx(exact[1], abs=1e-5)
@@ -225,7 +225,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 def test_logprobs_are_reported_to_those_who_asked() -> None:
     rows = [sequence("none"), sequence("zero", logprobs=0), sequence("five", logprobs=5)]
     _, logprobs, _ = sample(LOGITS.expand(3, -1), rows, 0)
-    assert {name: len(entry.top) for name, entry in logprobs.items()} == {"zero": 0, "five": 5}
+    assert {row: len(entry.top) for row, entry in logprobs.items()} == {1: 0, 2: 5}
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1.0])

@@ -44,7 +44,17 @@ def test_a_line_says_what_the_step_did(tmp_path: Path) -> None:
     header, first, second, third, *_ = lines(tmp_path / "steps.jsonl")
     assert header["schema"] == "headrace.step-log/1" and header["model"] == "m"
     work = {"step": 1, "start_s": 0.0, "end_s": 0.002, "prefill_tokens": 7, "decode_tokens": 0, "sequences": 2}
-    state = {"running": 2, "waiting": 1, "kv_used": 3, "kv_free": 7, "preempted": 0, "admitted": 2, "finished": 0}
+    state = {
+        "running": 2,
+        "waiting": 1,
+        "kv_used": 3,
+        "kv_free": 7,
+        "preempted": 0,
+        "admitted": 2,
+        "finished": 0,
+        "drafted": 0,
+        "accepted": 0,
+    }
     assert first == work | state | {"chunks": [["a", 0, 5], ["b", 0, 2]]}
     assert (second["prefill_tokens"], second["decode_tokens"], second["finished"]) == (0, 2, 1)
     assert (third["prefill_tokens"], third["decode_tokens"], third["admitted"]) == (4, 1, 1)  # c took a's place

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from headrace.core.request import Request, SamplingParams
-from headrace.core.scheduler import Scheduler, SchedulerConfig
-from headrace.engine.config import EngineConfig
+from headrace.core.scheduler import Scheduler
+from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.model_runner import ModelRunner
 from headrace.engine.outputs import TokenLogprob
 
@@ -114,18 +114,8 @@ class Loop:
 
     def __init__(self, config: EngineConfig, runner: ModelRunner | None = None) -> None:
         self.runner = runner or ModelRunner(config)
-        self.scheduler = Scheduler(
-            SchedulerConfig(
-                policy=config.policy,
-                max_num_batched_tokens=config.max_num_batched_tokens,
-                max_num_seqs=config.max_num_seqs,
-                max_model_len=config.max_model_len,
-                block_size=config.block_size,
-                num_blocks=config.num_kv_blocks,
-                enable_prefix_caching=config.enable_prefix_caching,
-                long_prefill_token_threshold=config.long_prefill_token_threshold,
-            )
-        )
+        self.scheduler = Scheduler(scheduler_config(config))
+        self.num_steps = 0
         self.logprobs: dict[str, list[TokenLogprob]] = {}
         self.errors: dict[str, str] = {}
 
@@ -136,9 +126,10 @@ class Loop:
         outputs: dict[str, list[int]] = {request.request_id: [] for request in requests}
         while self.scheduler.has_work:
             batch = self.scheduler.schedule()
+            self.num_steps += 1
             step = self.runner.run(batch)
-            for request_id, logprob in step.logprobs.items():
-                self.logprobs.setdefault(request_id, []).append(logprob)
+            for request_id, logprobs in step.logprobs.items():
+                self.logprobs.setdefault(request_id, []).extend(logprobs)
             for event in self.scheduler.commit(batch, step.result):
                 if event.error is not None:
                     self.errors[event.request_id] = event.error

@@ -8,6 +8,7 @@ import pytest
 import torch
 from parity_world import Loop, engine_config, greedy_requests, prompts_of_mixed_length, save_tiny_model
 
+from headrace.core.scheduler import Speculation
 from headrace.engine.models.layers import can_pack
 
 NEW_TOKENS = 24
@@ -127,3 +128,29 @@ def test_logprobs_are_bit_identical_alone_and_in_company(model_dir: Path) -> Non
     together = Loop(engine_config(model_dir, max_num_batched_tokens=56))
     together.generate(greedy_requests(PROMPTS, NEW_TOKENS, logprobs=2))
     assert together.logprobs == expected
+
+
+def repetitive(count: int) -> list[list[int]]:
+    """Prompts that repeat themselves, so that there is something to guess (and mostly guessed wrong)."""
+    return [[*PROMPTS[index % 10][:9]] * 4 + PROMPTS[index % 10][:5] for index in range(count)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_speculation_does_not_change_a_bit(policy: str, model_dir: Path, dtype: str) -> None:
+    """Tokens and reported log-probabilities are those of a plain engine, whatever was guessed and verified together."""
+    if not can_pack(torch.float32):
+        pytest.skip("needs oneDNN")
+    prompts = [*repetitive(6), *PROMPTS[:4]]
+    expected = {}
+    plain = Loop(engine_config(model_dir, dtype=dtype))
+    for index, prompt in enumerate(prompts):
+        name = f"r{index}"
+        tokens = plain.generate(greedy_requests([prompt], 2 * NEW_TOKENS, logprobs=2))["r0"]
+        expected[name] = (tokens, plain.logprobs.pop("r0"))
+    drafting = Loop(
+        engine_config(model_dir, dtype=dtype, speculation=Speculation(4, 3, 1), max_model_len=200, **POLICIES[policy])
+    )
+    outputs = drafting.generate(greedy_requests(prompts, 2 * NEW_TOKENS, logprobs=2))
+    assert {name: (outputs[name], drafting.logprobs[name]) for name in outputs} == expected
+    counters = drafting.scheduler.counters
+    assert 0 < counters.accepted_tokens < counters.draft_tokens
