@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from headrace.errors import HeadraceError
 from headrace.server import endpoints, periodic_log
+from headrace.server.description import describe
 from headrace.server.guard import KeyGuard
 from headrace.server.http_errors import ApiError
 from headrace.server.options import ServerOptions
@@ -72,8 +72,12 @@ def create_app(engine: ServedEngine | None, options: ServerOptions) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    for method, path, handler in ROUTES:
-        app.add_api_route(path, handler, methods=[method], response_model=None, openapi_extra=_schema(path))
+    described = describe(ROUTES, needs_key=bool(options.api_keys))
+    app.openapi = lambda: described  # type: ignore[method-assign]
+    for path, handler in dict.fromkeys((path, handler) for _, path, handler in ROUTES):
+        # One route a path, so that a 405 names all of its methods.
+        methods = [method for method, each, _ in ROUTES if each == path]
+        app.add_api_route(path, handler, methods=methods, response_model=None)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HeadraceError, _on_headrace_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -81,25 +85,6 @@ def create_app(engine: ServedEngine | None, options: ServerOptions) -> FastAPI:
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(KeyGuard, keys=options.api_keys)
     return app
-
-
-def _schema(path: str) -> dict[str, Any] | None:
-    """The body of a route for /openapi.json; bodies are parsed by hand, so that errors keep OpenAI's shape."""
-    if path not in endpoints.BODIES:
-        return None
-    schema = endpoints.BODIES[path].model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema, schema)}}}}
-
-
-def _inline(node: Any, root: dict[str, Any]) -> Any:
-    """Replace references to `$defs` by what they name: an embedded schema has no root to refer to."""
-    if isinstance(node, dict):
-        if "$ref" in node:
-            return _inline(root["$defs"][node["$ref"].rsplit("/", 1)[-1]], root)
-        return {key: _inline(value, root) for key, value in node.items() if key != "$defs"}
-    if isinstance(node, list):
-        return [_inline(item, root) for item in node]
-    return node
 
 
 async def _on_api_error(_: Request, error: Exception) -> Response:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, WithJsonSchema, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from headrace.errors import InvalidRequest
 from headrace.server.base_body import StrictBody
 from headrace.server.constraints import ConstraintFields
 from headrace.server.fields import known_fields
-from headrace.server.tool_bodies import MAX_CALLS, MAX_TOOLS, NamedChoice, Tool, ToolCall
+from headrace.server.tool_bodies import MAX_CALLS, MAX_TOOLS, NO_JSON, NamedChoice, Tool, ToolCall
 
 MAX_N = 128
 MAX_PROMPTS = 2048
@@ -36,28 +36,37 @@ INT64 = 2**63 - 1
 Body = TypeVar("Body", bound="StrictBody")
 _Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 _Int32 = Annotated[int, Field(ge=0, le=INT32)]
+# The forms of fields that are checked by hand, as JSON Schemas.
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": INT32}, "minItems": 1}
+_TEXT_SCHEMA = {"type": "string", "minLength": 1}
 _PROMPT_SCHEMA = {
     "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}, "minItems": 1},
+        _TEXT_SCHEMA,
+        {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
+        _IDS_SCHEMA,
+        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]
 }
-_TEXT_OR_PARTS_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                "required": ["type", "text"],
-            },
-        },
-    ]
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
 }
-_STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
+_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}, {"type": "null"}]}
+_MESSAGE_SCHEMA: dict[str, Any] = {
+    "additionalProperties": {"enum": [None, []]},
+    "if": {"not": {"required": ["tool_calls"]}},
+    "then": {"required": ["content"]},
+}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}
+_BIAS_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+    "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+    "maxProperties": MAX_BIASES,
+}
 
 
 class StreamOptions(StrictBody):
@@ -66,8 +75,10 @@ class StreamOptions(StrictBody):
 
 
 class Message(StrictBody):
+    model_config = ConfigDict(json_schema_extra=_MESSAGE_SCHEMA)
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, WithJsonSchema(_TEXT_OR_PARTS_SCHEMA)] = None
+    content: Annotated[str | None, WithJsonSchema(_CONTENT_SCHEMA)] = None
     name: _Name | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS)] | None = None
     tool_call_id: _Name | None = None
@@ -101,9 +112,9 @@ class Message(StrictBody):
     @model_validator(mode="after")
     def _has_content(self) -> Message:
         if self.tool_calls and self.role != "assistant":
-            raise _refusal("only the assistant makes tool calls")
+            raise _conflict("only the assistant makes tool calls", "tool_calls")
         if self.content is None and not self.tool_calls:
-            raise _refusal("`content` of a message is missing")
+            raise _conflict("`content` of a message is missing", "content")
         return self
 
     def for_template(self) -> dict[str, Any]:
@@ -148,6 +159,7 @@ class SamplingFields(ConstraintFields):
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
         Field(default_factory=dict, max_length=MAX_BIASES),
+        WithJsonSchema(_BIAS_SCHEMA),
     ]
     allowed_token_ids: Annotated[list[_Int32], Field(min_length=1, max_length=MAX_ALLOWED_IDS)] | None = None
     bad_words: Annotated[
@@ -165,9 +177,11 @@ class SamplingFields(ConstraintFields):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
-            raise _refusal("`stream_options` is allowed only with `stream: true`")
+            raise _conflict("`stream_options` is allowed only with `stream: true`", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
-            raise _refusal("`prompt_logprobs` come with whole answers only; leave out `stream: true`")
+            raise _conflict(
+                "`prompt_logprobs` come with whole answers only; leave out `stream: true`", "prompt_logprobs"
+            )
         return self
 
 
@@ -211,21 +225,37 @@ class DetokenizeBody(StrictBody):
     tokens: list[_Int32]
 
 
+_CODES = {"conflict": "conflicting_fields", NO_JSON: "invalid_json"}
+
+
 def _refusal(text: str) -> PydanticCustomError:
+    """A value that its field cannot have."""
     return PydanticCustomError("refused", "{text}", {"text": text})
 
 
+def _conflict(text: str, field: str) -> PydanticCustomError:
+    """A value that is good by itself, but not beside the others; `field` is to blame."""
+    return PydanticCustomError("conflict", "{text}", {"text": text, "field": field})
+
+
 def parse(model: type[Body], body: Mapping[str, Any]) -> Body:
-    """Validate a JSON object.  Raises InvalidRequest with the first field that is wrong, in one sentence."""
+    """Validate a JSON object.
+
+    Raises InvalidRequest with the first field that is wrong, in one sentence: code "invalid_value", or another for what
+    no schema can say: "conflicting_fields" when each is possible alone, "invalid_json" inside a text.
+    """
     kept = known_fields(body, model.model_fields)
     try:
         return model.model_validate(kept)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
+        conflict = first["type"] == "conflict"
+        place = [*first["loc"], first["ctx"]["field"]] if conflict else first["loc"]
+        param = ".".join(str(part) for part in place) or None
         got = first.get("input")
         shown = (
             f", got {got!r}"[:80] if isinstance(got, bool | int | float | str) and first["type"] != "missing" else ""
         )
-        where = f"`{param}`: " if param else ""
-        raise InvalidRequest(f"{where}{first['msg']}{shown}.", param=param, code="invalid_value") from None
+        where = f"`{param}`: " if param and not (conflict and len(place) == 1) else ""
+        code = _CODES.get(first["type"], "invalid_value")
+        raise InvalidRequest(f"{where}{first['msg']}{shown}.", param=param, code=code) from None

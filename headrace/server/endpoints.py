@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.server import sse
-from headrace.server.base_body import StrictBody
 from headrace.server.bodies import (
     Body,
     ChatBody,
@@ -277,11 +276,5 @@ async def metrics(request: Request) -> Response:
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-BODIES: dict[str, type[StrictBody]] = {
-    "/v1/completions": CompletionBody,
-    "/v1/chat/completions": ChatBody,
-    "/tokenize": TokenizeBody,
-    "/detokenize": DetokenizeBody,
-}
 Handler = Callable[[Request], Any]
 Routes = Sequence[tuple[str, str, Handler]]

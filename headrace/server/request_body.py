@@ -53,7 +53,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Strict JSON: UTF-8, no NaN or Infinity, no lone surrogates, bounded depth.  Raises ApiError (400)."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_number)
         if _SURROGATE_ESCAPE.search(body):
             # A lone surrogate is legal JSON, but no text: tokenizers and UTF-8 encoders fail on it much later.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -68,6 +68,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     return value
+
+
+def _number(text: str) -> int | float:
+    """JSON has one kind of number: 16.0 is a whole one, and fits a field that wants such."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -13,6 +13,7 @@ from headrace.server.base_body import StrictBody
 MAX_TOOLS = 128
 MAX_CALLS = 128
 MAX_DESCRIPTION = 65_536
+NO_JSON = "no_json"  # type of the error for a text that should be JSON
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
@@ -56,7 +57,7 @@ class CalledFunction(StrictBody):
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise PydanticCustomError("refused", "the arguments of a tool call must be a JSON object")
+            raise PydanticCustomError(NO_JSON, "the arguments of a tool call must be a JSON object")
         return text or "{}"
 
 

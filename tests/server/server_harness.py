@@ -69,14 +69,22 @@ async def serving(
             await task
 
 
-def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def in_loop_for(
+    seconds: float,
+) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
     """Run an async test to its end, bounded, so that a hang is a failure."""
 
-    @functools.wraps(test)
-    def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+    def wrap(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            asyncio.run(asyncio.wait_for(test(*args, **kwargs), seconds))
 
-    return run
+        return run
+
+    return wrap
+
+
+in_loop = in_loop_for(30)
 
 
 def events(body: str) -> list[Any]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import openai
@@ -18,49 +14,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from server_harness import Served, in_loop, serving
-
-from headrace.engine.async_engine import AsyncEngine, EngineStats
-from headrace.engine.config import EngineArgs, resolve
-from headrace.engine.demo import DEMO_DIRECTORY
-from headrace.server.options import ServerOptions
-
-MODEL = "tiny"
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "torch_dtype": "float32"}
-HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
-
-
-@pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration model's tokenizer and shape, the latter shrunk until a step takes a millisecond."""
-    directory = tmp_path_factory.mktemp("models") / MODEL
-    shutil.copytree(DEMO_DIRECTORY, directory, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, **TINY, **HEADS}))
-    return directory
-
-
-@asynccontextmanager
-async def real(
-    directory: Path, options: ServerOptions | None = None, **args: object
-) -> AsyncIterator[tuple[AsyncEngine, Served]]:
-    declared = {"max_model_len": 4096, "max_num_seqs": 8, "num_gpu_blocks_override": 320, "num_threads": 1, **args}
-    config, _ = resolve(
-        EngineArgs(model=str(directory), served_model_name=(MODEL,), load_format="dummy", **declared)  # type: ignore[arg-type]
-    )
-    engine = AsyncEngine.from_config(config)
-    try:
-        async with serving(engine, options) as served:
-            yield engine, served
-    finally:
-        engine.close()
-
-
-async def settled(engine: AsyncEngine) -> EngineStats:
-    """The snapshot once nothing runs; the test's own time limit bounds the wait."""
-    while (stats := engine.stats()).num_running or stats.num_waiting or stats.kv_blocks_free < stats.kv_blocks_total:
-        await asyncio.sleep(0)
-    return stats
+from real_engine import MODEL, real, settled
+from server_harness import in_loop
 
 
 @in_loop

@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from real_engine import MODEL, real
 from server_harness import in_loop
-from test_server_real_engine import MODEL, model_directory, real
 
-__all__ = ["model_directory"]
 PROMPT = "Water turns the wheel"
 GREEDY = {"model": MODEL, "prompt": PROMPT, "temperature": 0}
 

@@ -13,12 +13,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from real_engine import MODEL, real
 from server_harness import error_of, in_loop
-from test_server_real_engine import MODEL, model_directory, real
 
 from headrace.server.options import ServerOptions
 
-__all__ = ["model_directory"]
 USER = [{"role": "user", "content": "Hi"}]
 SCHEMA = {
     "type": "object",
