@@ -85,7 +85,7 @@ def beyond(field: Field) -> Iterator[Any]:
         if "exclusiveMinimum" in bounds:
             yield low
         yield from (float("nan"), float("inf"), -float("inf"))
-        if bounds["type"] == "integer":
+        if bounds["type"] == "integer" and not float(low + 0.5).is_integer():  # the seed's bounds are too large for it
             yield low + 0.5
     for name, value in OTHER_TYPES.items():
         if name not in types and not (name == "number" and numbers and numbers[0]["type"] == "integer"):
