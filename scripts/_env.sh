@@ -46,7 +46,7 @@ need() {
         fi
     fi
     stamp="$venv/headrace-$extras"
-    sources=$(cat "$root"/headrace/engine/kernels/CMakeLists.txt "$root"/headrace/engine/kernels/cpp/* | sha256sum)
+    sources=$(cat "$root"/headrace/engine/kernels/CMakeLists.txt "$root"/headrace/engine/kernels/cpp/* "$root"/headrace/lab/sim/_fast.cpp | sha256sum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$sources" ]; then
         say "installing headrace[$extras] into ${venv#"$root"/} (the first time takes a few minutes) ..."
         if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/constraints.txt" \

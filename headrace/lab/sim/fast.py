@@ -35,7 +35,7 @@ def simulate_fast(
     config, cost, front = server.config, server.cost, server.front
     if _fast is None or not isinstance(cost, StepCost):
         raise ConfigError("the fast path needs the compiled part of headrace and a cost of type StepCost")
-    sent, queued, scheduled, ended, status, preemptions, steps, runs, log = _fast.simulate(
+    sent, queued, scheduled, ended, status, preemptions, segments, ends, used, runs, log = _fast.simulate(
         config.policy,
         [
             config.max_num_batched_tokens,
@@ -85,7 +85,9 @@ def simulate_fast(
         ended_ns=ended,
         status=status,
         preemptions=preemptions,
-        steps=steps,
+        segments=segments,
+        ends_ns=ends,
+        blocks_used=used,
         runs=runs,
     )
 

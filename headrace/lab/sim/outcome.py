@@ -21,10 +21,11 @@ NEVER = -1
 # Outcome.status: served, refused at the door (HTTP 400), given up by the scheduler (V0's "ignored": no output).
 OK, REFUSED, DROPPED = 0, 1, 2
 
-# Columns of Outcome.steps: when, StepShape's fields, and the scheduler while the step computed.
-STEP_COLUMNS = (
+# Columns of Outcome.segments: how many steps, when the first began, StepShape's fields of the first, and the scheduler
+# while they computed.
+SEGMENT_COLUMNS = (
+    "count",
     "start_ns",
-    "end_ns",
     "tokens",
     "prefill_tokens",
     "decodes",
@@ -34,10 +35,9 @@ STEP_COLUMNS = (
     "sequences",
     "running",
     "waiting",
-    "blocks_used",
     "preempted",
 )
-_COLUMN = {name: index for index, name in enumerate(STEP_COLUMNS)}
+_COLUMN = {name: index for index, name in enumerate(SEGMENT_COLUMNS)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Outcome:
     ended_ns      last token, refusal, or drop
     status        OK, REFUSED or DROPPED
     preemptions   how often each request lost its blocks
-    steps         one row a step, columns STEP_COLUMNS
+    segments      rows of SEGMENT_COLUMNS: steps in a row that differ in nothing but their time and their context, which
+                  grows by one token a sequence; `step` spells them out
+    ends_ns, blocks_used   when each step ended, and the KV blocks in use while it computed
     runs          rows (request, first step, count): the request got one token in each of `count` steps in a row;
                   sorted by request, then by step
     """
@@ -63,12 +65,31 @@ class Outcome:
     ended_ns: Ints
     status: Ints
     preemptions: Ints
-    steps: Ints
+    segments: Ints
+    ends_ns: Ints
+    blocks_used: Ints
     runs: Ints
 
+    @property
+    def num_steps(self) -> int:
+        return len(self.ends_ns)
+
     def step(self, column: str) -> Ints:
-        """One of STEP_COLUMNS over all steps."""
-        return self.steps[:, _COLUMN[column]]
+        """One of SEGMENT_COLUMNS (but `count`), `end_ns` or `blocks_used`, step by step."""
+        if column == "end_ns":
+            return self.ends_ns
+        if column == "blocks_used":
+            return self.blocks_used
+        counts = self.segments[:, 0]
+        values: Ints = np.repeat(self.segments[:, _COLUMN[column]], counts)
+        firsts = np.cumsum(counts) - counts
+        if column == "start_ns":
+            later = np.ones(len(values), bool)
+            later[firsts] = False
+            values[later] = self.ends_ns[np.flatnonzero(later) - 1]
+        elif column == "kv_tokens":
+            values += (np.arange(len(values)) - np.repeat(firsts, counts)) * self.step("decodes")
+        return values
 
     @cached_property
     def first_runs(self) -> Ints:
@@ -84,7 +105,7 @@ class Outcome:
         row = self.first_runs
         times = np.full(len(row), NEVER, np.int64)
         has = row >= 0
-        times[has] = self.step("end_ns")[self.runs[row[has], 1]]
+        times[has] = self.ends_ns[self.runs[row[has], 1]]
         return times
 
     @property
@@ -126,7 +147,7 @@ class Outcome:
 
     def token_times_ns(self, request: int) -> Ints:
         """When each token of one request came."""
-        ends = self.step("end_ns")
+        ends = self.ends_ns
         mine = self.runs[self.runs[:, 0] == request]
         return np.concatenate([ends[first : first + count] for _, first, count in mine] or [ends[:0]])
 
@@ -137,7 +158,7 @@ class Outcome:
         """
         records = []
         bounds = np.searchsorted(self.runs[:, 0], np.arange(len(self.traffic) + 1))
-        ends = self.step("end_ns") + start_ns
+        ends = self.ends_ns + start_ns
         columns = zip(
             self.traffic.planned_ns.tolist(),
             self.sent_ns.tolist(),
@@ -195,23 +216,23 @@ class Outcome:
             raise InvariantError(f"Little's law fails: {integral} ns in the system, {sojourns} ns of sojourns")
         served = self.served
         asked = int((self.traffic.prompt_tokens + self.traffic.output_tokens - 1)[served].sum())
-        computed = int(self.step("tokens").sum())
+        computed = int((self.segments[:, 0] * self.segments[:, _COLUMN["tokens"]]).sum())
         recomputed = bool(self.preemptions.any())
         if (computed > asked and not recomputed) or (computed < asked and not self.config.enable_prefix_caching):
             raise InvariantError(f"the steps computed {computed} tokens, the requests need {asked}")
         tokens = np.bincount(self.runs[:, 0], weights=self.runs[:, 2], minlength=len(self.traffic))
         if (tokens[served] != self.traffic.output_tokens[served]).any():
             raise InvariantError("a served request has not all of its tokens")
-        if (self.step("blocks_used") > self.config.num_blocks).any() or (np.diff(self.step("end_ns")) < 0).any():
+        if (self.blocks_used > self.config.num_blocks).any() or (np.diff(self.ends_ns) < 0).any():
             raise InvariantError("more blocks in use than there are, or time went back")
 
     def facts(self) -> Mapping[str, Any]:
         """What the scheduler did, for people: steps, preemptions, refusals, the fullest moment."""
         return {
-            "steps": len(self.steps),
+            "steps": self.num_steps,
             "preemptions": int(self.preemptions.sum()),
             "refused": int((self.status == REFUSED).sum()),
             "dropped": int((self.status == DROPPED).sum()),
-            "most_running": int(self.step("running").max(initial=0)),
-            "most_blocks_used": int(self.step("blocks_used").max(initial=0)),
+            "most_running": int(self.segments[:, _COLUMN["running"]].max(initial=0)),
+            "most_blocks_used": int(self.blocks_used.max(initial=0)),
         }

@@ -6,7 +6,7 @@ before; so a quantile over 200,000 gaps is a weighted quantile over the steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,75 +45,107 @@ def metrics(outcome: Outcome) -> dict[str, float]:
     found |= summary("ttft", ttft)
     if len(tpot):
         found |= summary("tpot", tpot)
-    gaps, counts = token_gaps_s(outcome)
+    gaps, counts = token_gaps_ns(outcome)
     if len(gaps):
-        found |= summary("itl", gaps, counts)
+        found |= gap_summary("itl", gaps, counts)
     found |= summary("e2el", e2e)
     late = ((outcome.sent_ns - traffic.planned_ns) / 1e9)[served]
     ours = {"ttft_planned": ttft + late, "ttft_visible": ttft, "client_lag": late, "e2e_planned": e2e + late}
     if len(stalls := _stalls_s(outcome)):
         ours["stall"] = stalls
     for name, values in ours.items():
+        median, p99 = percentiles(len(values), np.sort(values).__getitem__, (50.0, 99.0))
         found[f"mean_{name}_ms"] = 1e3 * float(np.mean(values))
-        found[f"median_{name}_ms"] = 1e3 * float(np.median(values))
-        found[f"p99_{name}_ms"] = 1e3 * float(np.percentile(values, 99))
+        found[f"median_{name}_ms"] = 1e3 * median
+        found[f"p99_{name}_ms"] = 1e3 * p99
     found["mean_tokens_per_chunk"] = 1.0
     found["tpot_undefined"] = completed - len(tpot)
     return found
 
 
-def summary(name: str, values_s: Floats, counts: Ints | None = None) -> dict[str, float]:
-    """vLLM's statistics in milliseconds; with `counts`, each value stands for so many."""
+def summary(name: str, values_s: Floats) -> dict[str, float]:
+    """vLLM's statistics in milliseconds."""
     values = values_s * 1e3
-    if counts is None:
-        order = np.sort(values)
-        counts = np.ones(len(order), np.int64)
-        mean, deviation = float(np.mean(values)), float(np.std(values))
-    else:
-        at = np.argsort(values, kind="stable")
-        order, counts = values[at], counts[at]
-        mean = float(np.average(order, weights=counts))
-        deviation = float(np.sqrt(np.average((order - mean) ** 2, weights=counts)))
-    found = {f"mean_{name}_ms": mean}
-    points = weighted_percentiles(order, counts, (50.0, *PERCENTILES))
-    found[f"median_{name}_ms"] = points[0]
-    found[f"std_{name}_ms"] = deviation
+    ordered = np.sort(values)
+    points = percentiles(len(values), lambda ranks: ordered[ranks], (50.0, *PERCENTILES))
+    return _named(name, float(np.mean(values)), float(np.std(values)), points)
+
+
+def gap_summary(name: str, gaps_ns: Ints, counts: Ints) -> dict[str, float]:
+    """The same of gaps that occur `counts` times each."""
+    values = gaps_ns / 1e9 * 1e3
+    total = int(counts.sum())
+    mean = float(values @ counts / total)
+    deviation = float(np.sqrt((values - mean) ** 2 @ counts / total))
+    ranked = _Ranked(gaps_ns, counts)
+    points = percentiles(total, lambda ranks: ranked[ranks] / 1e9 * 1e3, (50.0, *PERCENTILES))
+    return _named(name, mean, deviation, points)
+
+
+def percentiles(total: int, at: Callable[[Ints], Floats], points: Iterable[float]) -> list[float]:
+    """numpy's linear percentiles of `total` values, of which `at` gives those with the ranks it is asked for."""
+    found = []
+    for p in points:
+        position = p / 100 * (total - 1)
+        low = int(position)
+        a, b = at(np.array([low, min(low + 1, total - 1)]))
+        found.append(float(a + (b - a) * (position - low)))
+    return found
+
+
+class _Ranked:
+    """values[ranks] as if each value were there `counts` times and all were sorted, without sorting them.
+
+    A run at a low load has a hundred times as many steps as requests, and sorting them would take most of the time.
+    """
+
+    _BINS = 4096
+
+    def __init__(self, values: Ints, counts: Ints) -> None:
+        self._values, self._counts = values, counts
+        low, width = int(values.min()), int(values.max()) - int(values.min()) + 1
+        self._bin = ((values - low) * (self._BINS / width)).astype(np.int32)
+        self._ends = np.cumsum(np.bincount(self._bin, weights=counts, minlength=self._BINS + 1)).astype(np.int64)
+
+    def __getitem__(self, ranks: Ints) -> Ints:
+        return np.array([self._value(int(rank)) for rank in ranks])
+
+    def _value(self, rank: int) -> int:
+        chosen = int(np.searchsorted(self._ends, rank, "right"))
+        mine = np.flatnonzero(self._bin == chosen)
+        mine = mine[np.argsort(self._values[mine])]
+        before = int(self._ends[chosen - 1]) if chosen else 0
+        return int(self._values[mine[np.searchsorted(np.cumsum(self._counts[mine]), rank - before, "right")]])
+
+
+def _named(name: str, mean: float, deviation: float, points: list[float]) -> dict[str, float]:
+    found = {f"mean_{name}_ms": mean, f"median_{name}_ms": points[0], f"std_{name}_ms": deviation}
     for p, value in zip(PERCENTILES, points[1:], strict=True):
         found[f"p{percentile_word(p)}_{name}_ms"] = value
     return found
 
 
-def weighted_percentiles(ordered: Floats, counts: Ints, points: Iterable[float]) -> list[float]:
-    """numpy's linear percentiles of the sorted values, each repeated `counts` times."""
-    ends = np.cumsum(counts)
-    total = int(ends[-1])
-    found = []
-    for p in points:
-        position = p / 100 * (total - 1)
-        low = int(position)
-        a = ordered[np.searchsorted(ends, low, "right")]
-        b = ordered[np.searchsorted(ends, min(low + 1, total - 1), "right")]
-        found.append(float(a + (b - a) * (position - low)))
-    return found
-
-
-def token_gaps_s(outcome: Outcome) -> tuple[Floats, Ints]:
+def token_gaps_ns(outcome: Outcome) -> tuple[Ints, Ints]:
     """Times between a request's tokens, with how often each occurs, over the served requests."""
-    ends, runs = outcome.step("end_ns"), _served_runs(outcome)
+    ends, runs = outcome.ends_ns, _served_runs(outcome)
     if not len(runs):
-        return np.zeros(0), np.zeros(0, np.int64)
+        return runs[:0, 0], runs[:0, 0]
     # Inside a run: step s closes a gap for everyone who also got a token in step s - 1.
     first, count = runs[:, 1], runs[:, 2]
-    weight = np.zeros(len(ends) + 1, np.int64)
-    np.add.at(weight, first + 1, 1)
-    np.add.at(weight, first + count, -1)
-    weight = np.cumsum(weight)[:-1]
+    weight = _covered(first + 1, first + count, len(ends))
     inside = np.flatnonzero(weight)
     gaps, counts = np.diff(ends, prepend=0)[inside], weight[inside]
     # Between two runs of one request: it waited, or was preempted.
     again = np.flatnonzero(runs[1:, 0] == runs[:-1, 0])
     between = ends[first[again + 1]] - ends[first[again] + count[again] - 1]
-    return np.concatenate([gaps, between]) / 1e9, np.concatenate([counts, np.ones(len(between), np.int64)])
+    return np.concatenate([gaps, between]), np.concatenate([counts, np.ones(len(between), np.int64)])
+
+
+def _covered(first: Ints, after: Ints, steps: int) -> Ints:
+    """How many of the ranges [first, after) hold each step."""
+    change = np.bincount(first, minlength=steps + 1) - np.bincount(after, minlength=steps + 1)
+    covered: Ints = np.cumsum(change)[:steps]
+    return covered
 
 
 def _served_runs(outcome: Outcome) -> Ints:
@@ -123,7 +155,7 @@ def _served_runs(outcome: Outcome) -> Ints:
 
 def _stalls_s(outcome: Outcome) -> Floats:
     """The longest gap of each served request that has one."""
-    ends, runs = outcome.step("end_ns"), _served_runs(outcome)
+    ends, runs = outcome.ends_ns, _served_runs(outcome)
     longest = np.full(len(outcome.traffic), -1, np.int64)
     if len(runs):
         gaps = np.append(np.diff(ends, prepend=0), 0)
@@ -140,15 +172,14 @@ def _stalls_s(outcome: Outcome) -> Floats:
 def _busiest_second(outcome: Outcome) -> float:
     """Tokens in the fullest second, counted from the first send."""
     served = outcome.served
-    weight = np.zeros(len(outcome.steps) + 1, np.int64)
     runs = _served_runs(outcome)
-    np.add.at(weight, runs[:, 1], 1)
-    np.add.at(weight, runs[:, 1] + runs[:, 2], -1)
-    tokens = np.cumsum(weight)[:-1]
+    tokens = _covered(runs[:, 1], runs[:, 1] + runs[:, 2], outcome.num_steps)
     origin = int(outcome.sent_ns[served].min())
-    second = (outcome.step("end_ns") - origin) // 1_000_000_000
-    has = tokens > 0
-    return float(np.bincount(second[has], weights=tokens[has]).max())
+    # Steps are in order, so the seconds' borders are found by search, not by dividing every time.
+    last = int(outcome.ended_ns[served].max())
+    borders = np.searchsorted(outcome.ends_ns, np.arange(origin, last + 2_000_000_000, 1_000_000_000))
+    done = np.concatenate([[0], np.cumsum(tokens)])[borders]
+    return float(np.diff(done).max())
 
 
 def _most_concurrent(outcome: Outcome) -> int:

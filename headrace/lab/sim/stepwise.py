@@ -19,7 +19,7 @@ from headrace.core.scheduler import Scheduler
 from headrace.core.sequence import Sequence as CoreSequence
 from headrace.errors import ConfigError, InvalidRequest
 from headrace.lab.sim.cost import StepShape, duration_ns
-from headrace.lab.sim.outcome import DROPPED, NEVER, OK, REFUSED, STEP_COLUMNS, Outcome
+from headrace.lab.sim.outcome import DROPPED, NEVER, OK, REFUSED, SEGMENT_COLUMNS, Outcome
 from headrace.lab.sim.server import Server
 from headrace.lab.sim.traffic import Traffic
 
@@ -78,7 +78,9 @@ class _Loop:
         self.sent, self.queued, self.ended = [NEVER] * count, [NEVER] * count, [NEVER] * count
         self.scheduled = [NEVER] * count
         self.status, self.preemptions = [OK] * count, [0] * count
-        self.steps: list[tuple[int, ...]] = []
+        self.segments: list[tuple[int, ...]] = []
+        self.ends: list[int] = []
+        self.used: list[int] = []
         self.runs: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         self.index_of: dict[str, int] = {}
         # The client's side: who is sent next, which slots are free since when, and the front end's queue.
@@ -90,8 +92,8 @@ class _Loop:
     def run(self) -> Outcome:
         scheduler, count = self.scheduler, len(self.traffic)
         while self.done < count:
-            if self.recorded is not None and len(self.steps) < len(self.recorded):
-                self.now = max(self.now, self.recorded[len(self.steps)].start_ns)
+            if self.recorded is not None and len(self.ends) < len(self.recorded):
+                self.now = max(self.now, self.recorded[len(self.ends)].start_ns)
             self._arrive()
             if scheduler.has_work:
                 self._step()
@@ -165,7 +167,7 @@ class _Loop:
         return min(times)
 
     def _step(self) -> None:
-        scheduler, number = self.scheduler, len(self.steps)
+        scheduler, number = self.scheduler, len(self.ends)
         batch = scheduler.schedule()
         shape = step_shape(batch)
         running, waiting = scheduler.num_running, scheduler.num_waiting
@@ -177,7 +179,9 @@ class _Loop:
             self.now = self.recorded[number].end_ns
         elif batch.chunks:
             self.now += duration_ns(self.server.cost.seconds(shape))
-        self.steps.append((started, self.now, *shape, running, waiting, used, len(batch.preempted)))
+        self.segments.append((1, started, *shape, running, waiting, len(batch.preempted)))
+        self.ends.append(self.now)
+        self.used.append(used)
         for sequence in batch.admitted:
             index = self.index_of[sequence.request_id]
             if self.scheduled[index] == NEVER:
@@ -223,7 +227,7 @@ class _Loop:
         return tuple(self.index_of[sequence.request_id] for sequence in sequences)
 
     def _outcome(self) -> Outcome:
-        steps = np.array(self.steps, np.int64).reshape(-1, len(STEP_COLUMNS))
+        segments = np.array(self.segments, np.int64).reshape(-1, len(SEGMENT_COLUMNS))
         flat = [(index, first, length) for index, runs in enumerate(self.runs) for first, length in runs]
         return Outcome(
             self.traffic,
@@ -234,7 +238,9 @@ class _Loop:
             ended_ns=np.array(self.ended, np.int64),
             status=np.array(self.status, np.int64),
             preemptions=np.array(self.preemptions, np.int64),
-            steps=steps,
+            segments=segments,
+            ends_ns=np.array(self.ends, np.int64),
+            blocks_used=np.array(self.used, np.int64),
             runs=np.array(flat, np.int64).reshape(-1, 3),
         )
 

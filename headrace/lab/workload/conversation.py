@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.errors import ConfigError
+
 MIN_TOKENS = 4
 MAX_PROMPT = 1024
 MAX_TOTAL = 2048
@@ -37,6 +39,42 @@ STRATA = (
     Stratum(256, 512, 404, 82_224 - 14_909, 108_536 - 29_120),
     Stratum(512, MAX_TOTAL, 300, 217_393 - 82_224, 198_700 - 108_536),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LengthShape:
+    """Correlated lognormals with a share of very short answers (3 to 25 tokens, log-uniform).
+
+    The means hardly matter, since lengths are tilted to the means that are asked for; the widths do.
+    """
+
+    prompt_mu: float = 5.20
+    prompt_sigma: float = 1.89
+    output_mu: float = 5.25
+    output_sigma: float = 0.61
+    correlation: float = -0.02
+    short_share: float = 0.10
+
+
+PUBLISHED_SHAPE = LengthShape()
+
+
+def matched_lengths(
+    count: int, prompt_total: int, output_total: int, seed: int, shape: LengthShape = PUBLISHED_SHAPE
+) -> list[tuple[int, int]]:
+    """`count` pairs (prompt tokens, answer tokens) in random order, with these totals: for runs whose lengths nobody
+    wrote down.  Raises ConfigError for totals that no lengths between the limits have."""
+    if not (MIN_TOKENS * count <= prompt_total <= MAX_PROMPT * count and MIN_TOKENS * count <= output_total) or (
+        prompt_total + output_total > MAX_TOTAL * count
+    ):
+        raise ConfigError(
+            f"no {count} requests of {MIN_TOKENS} to {MAX_PROMPT} prompt tokens and at most {MAX_TOTAL} in all have "
+            f"{prompt_total} prompt and {output_total} answer tokens; give the lengths themselves"
+        )
+    rng = np.random.default_rng([seed, 0x7074])
+    stratum = Stratum(0, MAX_TOTAL, count, prompt_total, output_total)
+    lengths = _stratum_lengths(stratum, count, prompt_total, output_total, rng, shape)
+    return [(int(p), int(o)) for p, o in lengths[rng.permutation(len(lengths))]]
 
 
 def conversation_lengths(count: int, seed: int) -> list[tuple[int, int]]:
@@ -68,8 +106,15 @@ def _shares(count: int) -> list[int]:
     return shares
 
 
-def _stratum_lengths(stratum: Stratum, n: int, prompt_total: int, output_total: int, rng: np.random.Generator) -> Ints:
-    pool = _base_pool(stratum, 4000, rng)
+def _stratum_lengths(
+    stratum: Stratum,
+    n: int,
+    prompt_total: int,
+    output_total: int,
+    rng: np.random.Generator,
+    shape: LengthShape = PUBLISHED_SHAPE,
+) -> Ints:
+    pool = _base_pool(stratum, 4000, rng, shape)
     weights = _tilt(pool, prompt_total / n, output_total / n)
     # Systematic resampling: one random offset, so that the drawn means stay close to the tilted ones.
     positions = (rng.random() + np.arange(n)) / n
@@ -81,15 +126,16 @@ def _stratum_lengths(stratum: Stratum, n: int, prompt_total: int, output_total: 
     return lengths
 
 
-def _base_pool(stratum: Stratum, size: int, rng: np.random.Generator) -> Ints:
+def _base_pool(stratum: Stratum, size: int, rng: np.random.Generator, shape: LengthShape) -> Ints:
     """Pairs of the untilted distribution that fall into the stratum: shape [size, 2]."""
     kept: list[Ints] = []
     have = 0
     while have < size:
         z = rng.standard_normal((4 * size, 2))
-        prompt = np.exp(5.20 + 1.89 * z[:, 0])
-        output = np.exp(5.25 + 0.61 * (-0.02 * z[:, 0] + np.sqrt(1 - 0.02**2) * z[:, 1]))
-        short = rng.random(4 * size) < 0.10
+        r = shape.correlation
+        prompt = np.exp(shape.prompt_mu + shape.prompt_sigma * z[:, 0])
+        output = np.exp(shape.output_mu + shape.output_sigma * (r * z[:, 0] + np.sqrt(1 - r**2) * z[:, 1]))
+        short = rng.random(4 * size) < shape.short_share
         output[short] = np.exp(rng.uniform(np.log(3), np.log(25), int(short.sum())))
         pairs = np.rint(np.stack([np.minimum(prompt, 1e6), output], axis=1)).astype(np.int64)
         pairs = pairs[_inside(pairs, stratum)]

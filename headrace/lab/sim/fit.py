@@ -1,0 +1,299 @@
+"""Coefficients of a step's cost from what runs show: their aggregates, or the logs of their steps.
+
+Aggregates: at an infinite rate the schedule does not depend on step times, so duration, mean TTFT, mean TPOT and mean
+ITL are linear in the coefficients, and non-negative least squares gives a start; Gauss-Newton on the logarithms of all
+metrics goes on from there, with the simulator as the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear, nnls
+
+from headrace.core.state import SchedulerConfig
+from headrace.errors import ConfigError
+from headrace.lab.sim.cost import StepCost
+from headrace.lab.sim.outcome import Outcome
+from headrace.lab.sim.server import FrontEnd, Server
+from headrace.lab.sim.simulate import simulate
+from headrace.lab.sim.traffic import Traffic
+
+Floats = NDArray[np.float64]
+
+# How much a metric counts: tails and what one request decides count less.
+WEIGHTS: Mapping[str, float] = {
+    "duration": 2.0,
+    "mean_ttft_ms": 1.0,
+    "median_ttft_ms": 1.0,
+    "p99_ttft_ms": 1.0,
+    "mean_tpot_ms": 1.0,
+    "median_tpot_ms": 1.0,
+    "p99_tpot_ms": 0.5,
+    "mean_itl_ms": 1.0,
+    "median_itl_ms": 1.0,
+    "p99_itl_ms": 0.3,
+    "mean_e2el_ms": 1.0,
+}
+# Residuals beyond this (in logarithms) count linearly: one odd metric must not bend the rest.
+_SOFT = 0.05
+
+TERMS = tuple(f.name for f in fields(StepCost) if f.name != "knots")
+FRONT = ("delay_s", "each_s")
+# Steps of the difference quotients where a coefficient is zero: what would be noticed.
+_UNIT: Mapping[str, float] = {
+    "base_s": 1e-3,
+    "token_s": 1e-5,
+    "kv_token_s": 1e-8,
+    "floor_s": 1e-3,
+    "pair_s": 1e-11,
+    "sequence_s": 1e-5,
+    "row_s": 1e-5,
+    "decode_only_s": 1e-3,
+    "delay_s": 1e-2,
+    "each_s": 1e-4,
+}
+_FEATURE = {
+    "token_s": "tokens",
+    "kv_token_s": "kv_tokens",
+    "pair_s": "pairs",
+    "sequence_s": "sequences",
+    "row_s": "rows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One measured run to learn from.
+
+    traffic   what it was sent; several draws where lengths are synthetic, whose predictions are averaged
+    metrics   as measured, by vLLM's keys
+    """
+
+    name: str
+    config: SchedulerConfig
+    traffic: tuple[Traffic, ...]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was learned.
+
+    cost, front  the coefficients
+    terms        names of those that were free
+    covariance   of the free ones, in the order of `terms`
+    residuals    (observation, metric) -> predicted / measured - 1
+    condition    of the scaled design: above about 100 some coefficient could be anything
+    """
+
+    cost: StepCost
+    front: FrontEnd
+    terms: tuple[str, ...]
+    covariance: Floats
+    residuals: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    condition: float = 1.0
+
+    def server(self, config: SchedulerConfig) -> Server:
+        return Server(config, self.cost, self.front)
+
+    def draws(self, count: int, seed: int) -> list[tuple[StepCost, FrontEnd]]:
+        """Coefficients that fit about as well: normal, never negative."""
+        rng = np.random.default_rng([seed, 0xD12A])
+        centre = _vector(self.cost, self.front, self.terms)
+        sampled = rng.multivariate_normal(centre, self.covariance, size=count, method="svd")
+        return [_with(self.cost, self.front, self.terms, np.maximum(x, 0.0)) for x in sampled]
+
+
+def predict(config: SchedulerConfig, traffic: Sequence[Traffic], cost: StepCost, front: FrontEnd) -> dict[str, float]:
+    """Metrics averaged over the draws of traffic."""
+    found = [simulate(each, Server(config, cost, front)).metrics() for each in traffic]
+    keys = [key for key in found[0] if all(key in metrics for metrics in found)]
+    return {key: float(np.mean([metrics[key] for metrics in found])) for key in keys}
+
+
+def fit_aggregates(
+    observations: Sequence[Observation],
+    terms: Sequence[str] = ("base_s", "token_s", "kv_token_s", "decode_only_s"),
+    *,
+    start: tuple[StepCost, FrontEnd] | None = None,
+    weights: Mapping[str, float] = WEIGHTS,
+    rounds: int = 12,
+) -> Fit:
+    """Fit the named coefficients (of StepCost and FrontEnd) to the runs' metrics; the others keep `start`'s value.
+
+    Raises ConfigError without observations, or when none of their metrics can be used.
+    """
+    if not observations:
+        raise ConfigError("there is no run to calibrate on")
+    cost, front = start if start is not None else (linear_start(observations, terms), FrontEnd())
+    keys = [
+        (i, key)
+        for i, run in enumerate(observations)
+        for key in weights
+        if run.metrics.get(key, 0) > 0 and key in weights
+    ]
+    if not keys:
+        raise ConfigError("the runs to calibrate on have no latency and no duration")
+    measured = np.log([observations[i].metrics[key] for i, key in keys])
+    weight = np.sqrt([weights[key] for _, key in keys])
+
+    def residual(x: Floats) -> Floats:
+        c, f = _with(cost, front, terms, x)
+        found = [predict(run.config, run.traffic, c, f) for run in observations]
+        left: Floats = np.log([max(found[i].get(key, 0.0), 1e-9) for i, key in keys]) - measured
+        return left
+
+    unit = np.array([_UNIT[term] for term in terms])
+    x, jacobian, left = _gauss_newton(residual, _vector(cost, front, terms), unit, weight, rounds)
+    cost, front = _with(cost, front, terms, x)
+    robust = weight * _soft_weight(left)
+    covariance, condition = _covariance(jacobian * robust[:, None], left * robust, unit)
+    told = {(observations[i].name, key): float(np.expm1(r)) for (i, key), r in zip(keys, left, strict=True)}
+    return Fit(cost, front, tuple(terms), covariance, told, condition)
+
+
+def linear_start(observations: Sequence[Observation], terms: Sequence[str]) -> StepCost:
+    """Non-negative least squares on the four means of each run; twice, since the schedule may depend on the times."""
+    free = [term for term in terms if term in TERMS and term != "floor_s"]
+    cost = StepCost(base_s=0.01, token_s=1e-4)
+    for _ in range(2):
+        rows, targets = [], []
+        for run in observations:
+            outcome = simulate(run.traffic[0], Server(run.config, cost))
+            for row, key, weight in _linear_rows(outcome, free):
+                value = run.metrics.get(key, 0.0)
+                if value > 0:
+                    scale = weight / (value if key == "duration" else value / 1e3)
+                    rows.append(row * scale)
+                    targets.append(weight)
+        if not rows:
+            raise ConfigError("the runs to calibrate on have no mean latency and no duration")
+        design = np.array(rows)
+        scale = np.maximum(np.abs(design).max(axis=0), 1e-300)
+        solution, _ = nnls(design / scale, np.array(targets))
+        cost, _ = _with(StepCost(), FrontEnd(), free, solution / scale)
+        if cost == StepCost():
+            raise ConfigError("the runs to calibrate on took no time")
+    return cost
+
+
+def _linear_rows(outcome: Outcome, terms: Sequence[str]) -> list[tuple[Floats, str, float]]:
+    """(row, metric, weight): metric in seconds = row . coefficients, for this schedule."""
+    columns = [_feature(outcome, term) for term in terms]
+    done = np.concatenate([np.zeros((1, len(terms))), np.cumsum(np.stack(columns, axis=1), axis=0)])
+    first = outcome.first_runs
+    served = np.flatnonzero(outcome.served & (first >= 0))
+    begun = outcome.runs[first[served], 1] + 1
+    ends = outcome.ends_ns
+    last = np.searchsorted(ends, outcome.ended_ns[served], "left") + 1
+    queued = np.searchsorted(ends, outcome.sent_ns[served], "left")
+    decode = done[last] - done[begun]
+    after = outcome.traffic.output_tokens[served] - 1
+    many = after > 0
+    return [
+        (done[-1], "duration", 2.0),
+        ((done[begun] - done[queued]).mean(axis=0), "mean_ttft_ms", 1.0),
+        *(
+            [
+                ((decode[many] / after[many, None]).mean(axis=0), "mean_tpot_ms", 0.5),
+                (decode.sum(axis=0) / after.sum(), "mean_itl_ms", 1.0),
+            ]
+            if many.any()
+            else []
+        ),
+    ]
+
+
+def _feature(outcome: Outcome, term: str) -> Floats:
+    busy = outcome.step("tokens") > 0
+    if term == "base_s":
+        return np.asarray(busy, float)
+    if term == "decode_only_s":
+        return np.asarray(busy & (outcome.step("prefill_tokens") == 0), float)
+    return np.asarray(outcome.step(_FEATURE[term]), float)
+
+
+def _gauss_newton(
+    residual: Callable[[Floats], Floats], x: Floats, unit: Floats, weight: Floats, rounds: int
+) -> tuple[Floats, Floats, Floats]:
+    """Bounded Gauss-Newton with halved steps on the soft-L1 loss; returns x, the Jacobian and the residuals there."""
+    left = residual(x)
+    best = _loss(left, weight)
+    for _ in range(rounds):
+        jacobian = _jacobian(residual, x, left, unit)
+        robust = weight * _soft_weight(left)
+        scaled = jacobian * robust[:, None] * unit
+        # A little damping keeps coefficients that the runs do not tell apart from running away.
+        damp = 1e-3 * np.sqrt((scaled**2).sum(axis=0).max()) * np.eye(len(x))
+        step = (
+            lsq_linear(
+                np.concatenate([scaled, damp]),
+                np.concatenate([-left * robust, np.zeros(len(x))]),
+                bounds=(-x / unit - 1e-12, np.inf),
+            ).x
+            * unit
+        )
+        for _ in range(6):
+            trial = np.maximum(x + step, 0.0)
+            tried = residual(trial)
+            if _loss(tried, weight) < best:
+                break
+            step = step / 3
+        else:
+            break
+        gained = best - _loss(tried, weight)
+        x, left, best = trial, tried, best - gained
+        if gained < 1e-4 * best:
+            break
+    return x, _jacobian(residual, x, left, unit), left
+
+
+def _jacobian(residual: Callable[[Floats], Floats], x: Floats, left: Floats, unit: Floats) -> Floats:
+    """Forward differences over 3 %: smaller ones would see the jumps of single requests, not the trend."""
+    columns = []
+    for j, value in enumerate(x):
+        step = max(0.03 * value, 0.1 * unit[j])
+        moved = x.copy()
+        moved[j] += step
+        columns.append((residual(moved) - left) / step)
+    return np.stack(columns, axis=1)
+
+
+def _loss(left: Floats, weight: Floats) -> float:
+    return float((weight**2 * 2 * _SOFT**2 * (np.sqrt(1 + (left / _SOFT) ** 2) - 1)).sum())
+
+
+def _soft_weight(left: Floats) -> Floats:
+    """Square root of the weight that makes least squares of the residuals the soft-L1 loss."""
+    weight: Floats = (1 + (left / _SOFT) ** 2) ** -0.25
+    return weight
+
+
+def _covariance(scaled: Floats, left: Floats, unit: Floats) -> tuple[Floats, float]:
+    count, free = scaled.shape
+    design = scaled * unit
+    norm = np.sqrt((design**2).sum(axis=0))
+    norm[norm == 0] = 1.0
+    singular = np.linalg.svd(design / norm, compute_uv=False)
+    condition = float(singular[0] / max(singular[-1], 1e-12))
+    variance = float((left**2).sum()) / max(1, count - free)
+    inverse = np.linalg.pinv(design.T @ design, rcond=1e-10, hermitian=True)
+    covariance: Floats = variance * inverse * np.outer(unit, unit)
+    return covariance, condition
+
+
+def _vector(cost: StepCost, front: FrontEnd, terms: Sequence[str]) -> Floats:
+    return np.array([getattr(front if term in FRONT else cost, term) for term in terms], float)
+
+
+def _with(cost: StepCost, front: FrontEnd, terms: Sequence[str], x: Floats) -> tuple[StepCost, FrontEnd]:
+    values: dict[str, Any] = dict(zip(terms, map(float, x), strict=True))
+    return (
+        replace(cost, **{name: value for name, value in values.items() if name not in FRONT}),
+        replace(front, **{name: value for name, value in values.items() if name in FRONT}),
+    )
