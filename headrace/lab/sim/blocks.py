@@ -18,7 +18,7 @@ from headrace.core.state import SchedulerConfig
 from headrace.errors import ConfigError
 from headrace.lab.records.results import Cell, RunResult, Study
 from headrace.lab.sim.calibration import ILL_CONDITIONED, Calibration
-from headrace.lab.sim.fit import Fit, Observation, fit_aggregates
+from headrace.lab.sim.fit import Fit, Observation, fit_runs
 from headrace.lab.sim.predict import Prediction, predict_cell
 from headrace.lab.sim.simulate import simulate
 from headrace.lab.sim.traffic import NS, Traffic
@@ -68,7 +68,7 @@ def calibrate_on_blocks(cells: Sequence[Cell], shape: LengthShape) -> tuple[Cali
         Observation(cell.name, scheduler_config(cell.settings, workload.num_blocks), traffic, run.metrics)
         for cell, run in runs
     ]
-    fit = fit_aggregates(observations)
+    fit = fit_runs(observations)
     return Calibration(
         fit, "result blocks", tuple(cell.name for cell in cells), _seen(observations, fit), _notes(fit)
     ), workload

@@ -72,12 +72,39 @@ class Observation:
 
     traffic   what it was sent; several draws where lengths are synthetic, whose predictions are averaged
     metrics   as measured, by vLLM's keys
+    ttft_s, e2e_s   of single requests, where records tell them: from sending, in the traffic's order, NaN where one
+              has none or is kept back; empty: not known.  They need exactly one draw of traffic
     """
 
     name: str
     config: SchedulerConfig
     traffic: tuple[Traffic, ...]
     metrics: Mapping[str, float]
+    ttft_s: Floats = field(default_factory=lambda: np.zeros(0))
+    e2e_s: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def targets(self, weights: Mapping[str, float]) -> tuple[list[str], Floats, Floats]:
+        """Names, measured values and weights of what a prediction is compared with."""
+        keys = [key for key in weights if self.metrics.get(key, 0) > 0]
+        names, values, scale = list(keys), [self.metrics[key] for key in keys], [weights[key] for key in keys]
+        for name, column in (("ttft_s", self.ttft_s), ("e2e_s", self.e2e_s)):
+            known = np.flatnonzero(column > 0)
+            names += [f"{name}#{index}" for index in known]
+            values += column[known].tolist()
+            # All requests together count as much as five metrics.
+            scale += [5.0 / len(known)] * len(known)
+        return names, np.array(values), np.array(scale)
+
+    def predicted(self, names: Sequence[str], cost: StepCost, front: FrontEnd) -> Floats:
+        """The same by simulation."""
+        outcomes = [simulate(each, Server(self.config, cost, front)) for each in self.traffic]
+        found = _means([outcome.metrics() for outcome in outcomes])
+        if len(self.ttft_s):
+            outcome = outcomes[0]
+            for name, at in (("ttft_s", outcome.first_token_ns), ("e2e_s", outcome.ended_ns)):
+                waits = np.where(outcome.served, (at - outcome.sent_ns) / 1e9, 0.0)
+                found |= {f"{name}#{index}": wait for index, wait in enumerate(waits.tolist())}
+        return np.array([max(found.get(name, 0.0), 1e-9) for name in names])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +116,7 @@ class Fit:
     covariance   of the free ones, in the order of `terms`
     residuals    (observation, metric) -> predicted / measured - 1
     condition    of the scaled design: above about 100 some coefficient could be anything
+    loss         what is left of the robust objective
     """
 
     cost: StepCost
@@ -97,6 +125,7 @@ class Fit:
     covariance: Floats
     residuals: Mapping[tuple[str, str], float] = field(default_factory=dict)
     condition: float = 1.0
+    loss: float = 0.0
 
     def server(self, config: SchedulerConfig) -> Server:
         return Server(config, self.cost, self.front)
@@ -109,14 +138,12 @@ class Fit:
         return [_with(self.cost, self.front, self.terms, np.maximum(x, 0.0)) for x in sampled]
 
 
-def predict(config: SchedulerConfig, traffic: Sequence[Traffic], cost: StepCost, front: FrontEnd) -> dict[str, float]:
-    """Metrics averaged over the draws of traffic."""
-    found = [simulate(each, Server(config, cost, front)).metrics() for each in traffic]
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     keys = [key for key in found[0] if all(key in metrics for metrics in found)]
     return {key: float(np.mean([metrics[key] for metrics in found])) for key in keys}
 
 
-def fit_aggregates(
+def fit_runs(
     observations: Sequence[Observation],
     terms: Sequence[str] = ("base_s", "token_s", "kv_token_s", "decode_only_s"),
     *,
@@ -130,22 +157,35 @@ def fit_aggregates(
     """
     if not observations:
         raise ConfigError("there is no run to calibrate on")
-    cost, front = start if start is not None else (linear_start(observations, terms), FrontEnd())
-    keys = [
-        (i, key)
-        for i, run in enumerate(observations)
-        for key in weights
-        if run.metrics.get(key, 0) > 0 and key in weights
-    ]
-    if not keys:
+    if start is None:
+        cost = linear_start(observations, terms)
+        fits = [_fit(observations, terms, cost, FrontEnd(), weights, rounds)]
+        if "floor_s" in terms:
+            # At zero a floor is felt by no step: start once more with most of the constant in it.
+            tall = replace(cost, base_s=0.3 * cost.base_s, floor_s=0.7 * cost.base_s)
+            fits.append(_fit(observations, terms, tall, FrontEnd(), weights, rounds))
+        return min(fits, key=lambda fit: fit.loss)
+    return _fit(observations, terms, *start, weights, rounds)
+
+
+def _fit(
+    observations: Sequence[Observation],
+    terms: Sequence[str],
+    cost: StepCost,
+    front: FrontEnd,
+    weights: Mapping[str, float],
+    rounds: int,
+) -> Fit:
+    targets = [run.targets(weights) for run in observations]
+    if not any(names for names, _, _ in targets):
         raise ConfigError("the runs to calibrate on have no latency and no duration")
-    measured = np.log([observations[i].metrics[key] for i, key in keys])
-    weight = np.sqrt([weights[key] for _, key in keys])
+    measured = np.log(np.concatenate([values for _, values, _ in targets]))
+    weight = np.sqrt(np.concatenate([scale for _, _, scale in targets]))
 
     def residual(x: Floats) -> Floats:
         c, f = _with(cost, front, terms, x)
-        found = [predict(run.config, run.traffic, c, f) for run in observations]
-        left: Floats = np.log([max(found[i].get(key, 0.0), 1e-9) for i, key in keys]) - measured
+        found = [run.predicted(names, c, f) for run, (names, _, _) in zip(observations, targets, strict=True)]
+        left: Floats = np.log(np.concatenate(found)) - measured
         return left
 
     unit = np.array([_UNIT[term] for term in terms])
@@ -153,8 +193,9 @@ def fit_aggregates(
     cost, front = _with(cost, front, terms, x)
     robust = weight * _soft_weight(left)
     covariance, condition = _covariance(jacobian * robust[:, None], left * robust, unit)
-    told = {(observations[i].name, key): float(np.expm1(r)) for (i, key), r in zip(keys, left, strict=True)}
-    return Fit(cost, front, tuple(terms), covariance, told, condition)
+    labels = [(run.name, name) for run, (names, _, _) in zip(observations, targets, strict=True) for name in names]
+    told = {label: float(np.expm1(r)) for label, r in zip(labels, left, strict=True) if "#" not in label[1]}
+    return Fit(cost, front, tuple(terms), covariance, told, condition, _loss(left, weight))
 
 
 def linear_start(observations: Sequence[Observation], terms: Sequence[str]) -> StepCost:
