@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from headrace.lab.client.http1 import Dechunker, HttpError
 from headrace.lab.client.sse import SSEError, SSEMessage, SSEParser
 from headrace.lab.records.schema import ChunkStamp, RequestRecord
 
@@ -16,24 +17,30 @@ MAX_ERROR_CHARS = 2000
 DONE = b"[DONE]"
 
 
-def read_answer(record: RequestRecord, reads: Iterable[tuple[int, bytes]], *, content_type: str = "") -> None:
+def read_answer(
+    record: RequestRecord, reads: Iterable[tuple[int, bytes]], *, content_type: str = "", chunked: bool = False
+) -> None:
     """Fill chunks, text, usage, finish reason, and what went wrong inside the stream, into `record`.
 
-    `record.done_ns` holds the end of the body and moves back to `[DONE]` where the server sent one.  An error that
+    With `chunked` the reads still have their chunked coding on.  `record.done_ns` holds the end of the body and moves back to `[DONE]` where the server sent one.  An error that
     the transport already wrote stays: it happened first.
     """
     reader = _Reader(record)
     parser = SSEParser()
+    coding = Dechunker() if chunked else None
     raw = b""
     try:
-        for t_ns, piece in reads:
+        for t_ns, data in reads:
+            piece = data if coding is None else coding.feed(data)
             if len(raw) < MAX_ERROR_CHARS:
                 raw += piece[:MAX_ERROR_CHARS]
             for message in parser.feed(piece):
                 reader.message(t_ns, message)
         for message in parser.close():
             reader.message(record.done_ns, message)
-    except SSEError as error:
+        if coding is not None and not coding.done:
+            reader.fail("protocol", "the answer's last chunk is missing")
+    except (SSEError, HttpError) as error:
         reader.fail("protocol", str(error))
     reader.finish(raw, content_type)
 

@@ -222,7 +222,9 @@ def _record(sent: Sent, sample: Sample) -> RequestRecord:
         error=None if exchange.error is None else bounded(exchange.error),
         extra={"new_connection": exchange.new_connection},
     )
-    read_answer(record, exchange.reads, content_type=exchange.content_type)
+    if exchange.connected_ns is not None:
+        record.extra["connected_ns"] = exchange.connected_ns
+    read_answer(record, exchange.reads, content_type=exchange.content_type, chunked=exchange.chunked)
     return record
 
 

@@ -1,129 +1,140 @@
-"""One streaming POST over a kept connection: stamps what happened, parses nothing, raises nothing but cancellation."""
+"""Streaming POSTs over kept connections: stamps what happened, parses nothing, raises nothing but cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import resource
+import socket
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
-
-import aiohttp
 
 from headrace.clock import Clock
-from headrace.errors import ConfigError
+from headrace.lab.client.connection import Connection, Exchange
+from headrace.lab.client.http1 import header_lines, parse_address
 
-# aiohttp's 64 KiB makes a burst wait for the client (measured by others: 1.3 s of TTFT became 134 s); 10 MiB does not.
-READ_BUFFER_BYTES = 10 * 1024 * 1024
 MAX_ERROR_BODY_BYTES = 8 * 1024
+# Servers close idle connections (uvicorn after 5 s).  A request on one that is being closed would fail or be sent twice.
+MAX_IDLE_NS = 4_000_000_000
 
-
-@dataclass(slots=True)
-class Exchange:
-    """What happened to one request on the wire: times of the transport's clock, error_class as in RequestRecord."""
-
-    sent_ns: int = 0
-    headers_ns: int | None = None
-    done_ns: int = 0
-    status: int | None = None
-    content_type: str = ""
-    reads: list[tuple[int, bytes]] = field(default_factory=list)
-    bytes_read: int = 0
-    new_connection: bool = False
-    error_class: str | None = None
-    error: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.error_class is None
+__all__ = ["Exchange", "HttpTransport"]
 
 
 class HttpTransport:
-    """An aiohttp session without a connection limit.  Use as an async context manager.
+    """Connections to one address, as many as there are requests in flight.  Use as an async context manager.
 
-    Proxies in the environment are not used: the proxy would be what is measured.
+    Proxies in the environment are not used: the proxy would be what is measured.  Raises ConfigError for an address or
+    headers that cannot be sent.
     """
 
     def __init__(self, url: str, *, headers: Mapping[str, str], timeout_s: float, clock: Clock) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"the server's address must begin with http:// or https://, not {url!r}")
-        self._url = url
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **headers}
+        self._address = address = parse_address(url)
+        lines = header_lines(
+            {"Host": address.authority, "Content-Type": "application/json", "Accept": "*/*", **headers}
+        )
+        self._head = f"POST {address.target} HTTP/1.1\r\n{lines}Content-Length: ".encode("latin-1")
         self._timeout_s = timeout_s
-        self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
+        self._now = clock.now_ns
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._tls = ssl.create_default_context() if address.tls else None
+        self._found: list[tuple[int, str]] = []  # (family, address): the one that answered is first
 
     async def __aenter__(self) -> HttpTransport:
         _raise_file_limit()
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_note_new_connection)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=300),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=None, sock_connect=None, sock_read=None),
-            read_bufsize=READ_BUFFER_BYTES,
-            headers=self._headers,
-            trace_configs=[trace],
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for connection in [*self._idle, *self._busy]:
+            connection.abort()
+        self._idle.clear()
 
     async def post(self, body: bytes, exchange: Exchange) -> None:
         """Send `body` and fill `exchange` until the answer ends or fails.  Cancellation is noted and passed on."""
-        assert self._session is not None, "the transport is used inside `async with`"
-        now = self._clock.now_ns
-        exchange.sent_ns = now()
+        request = b"".join((self._head, str(len(body)).encode(), b"\r\n\r\n", body))
+        loop = asyncio.get_running_loop()
+        connection: Connection | None = None
+        exchange.sent_ns = self._now()
         try:
-            async with self._session.post(self._url, data=body, trace_request_ctx=exchange) as response:
-                exchange.headers_ns = now()
-                exchange.status = response.status
-                exchange.content_type = response.headers.get("Content-Type", "")
-                if response.status == 200:
-                    reads, readany = exchange.reads, response.content.readany
-                    while piece := await readany():
-                        reads.append((now(), piece))
-                        exchange.bytes_read += len(piece)
-                else:
-                    text = (await response.content.read(MAX_ERROR_BODY_BYTES)).decode("utf-8", "replace")
-                    _fail(exchange, _status_class(response.status), text or str(response.reason))
-                exchange.done_ns = now()
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    connection = self._kept() or await self._connect(exchange)
+                    self._busy.add(connection)
+                    ended = loop.create_future()
+                    connection.start(request, exchange, ended)
+                    if await ended:
+                        break
+                    self._busy.discard(connection)
         except asyncio.CancelledError:
-            exchange.done_ns = now()
-            _fail(exchange, "cancelled", "cancelled by the client")
+            exchange.done_ns = self._now()
+            exchange.fail("cancelled", "cancelled by the client")
+            _drop(connection)
             raise
         except TimeoutError:
-            exchange.done_ns = now()
-            _fail(exchange, "timeout", f"no end of the answer within {self._timeout_s:g} s")
-        except aiohttp.ClientConnectorError as error:
-            exchange.done_ns = now()
-            _fail(exchange, "refused", str(error))
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
-            exchange.done_ns = now()
-            where = "before" if exchange.headers_ns is None else "in the middle of"
-            _fail(exchange, "disconnected", f"the connection was lost {where} the answer ({_words(error)})")
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            exchange.done_ns = now()
-            _fail(exchange, "refused" if isinstance(error, OSError) else "protocol", _words(error))
+            exchange.done_ns = self._now()
+            exchange.fail("timeout", f"no end of the answer within {self._timeout_s:g} s")
+            _drop(connection)
+        except (OSError, ssl.SSLError) as error:
+            exchange.done_ns = self._now()
+            exchange.fail("refused", f"{self._address.authority}: {_words(error)}")
+        finally:
+            if connection is not None:
+                self._busy.discard(connection)
+        if exchange.ok and exchange.status != 200:
+            text = exchange.body()[:MAX_ERROR_BODY_BYTES].decode("utf-8", "replace")
+            reason, exchange.error = exchange.error, None
+            exchange.fail(_status_class(exchange.status), text or str(reason))
+            exchange.reads.clear()
+
+    def _kept(self) -> Connection | None:
+        """The connection that was used last: those that idle longest are the ones that servers close."""
+        oldest_ns = self._now() - MAX_IDLE_NS
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open and connection.idle_since_ns >= oldest_ns:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, exchange: Exchange) -> Connection:
+        loop = asyncio.get_running_loop()
+        address = self._address
+        if not self._found:
+            infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            self._found = [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in infos]
+        errors: list[OSError] = []
+        for family, host in list(self._found):
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self._now, self._idle.append),
+                    host,
+                    address.port,
+                    family=family,
+                    ssl=self._tls,
+                    server_hostname=address.host if self._tls else None,
+                )
+            except OSError as error:
+                errors.append(error)
+                continue
+            if errors:
+                self._found.remove((family, host))
+                self._found.insert(0, (family, host))
+            exchange.connected_ns = self._now()
+            return connection
+        raise errors[0]
 
 
-async def _note_new_connection(_session: Any, context: Any, _params: Any) -> None:
-    context.trace_request_ctx.new_connection = True
+def _drop(connection: Connection | None) -> None:
+    if connection is not None:
+        connection.abort()
 
 
-def _fail(exchange: Exchange, error_class: str, error: str) -> None:
-    exchange.error_class = error_class
-    exchange.error = error
-
-
-def _status_class(status: int) -> str:
-    if 400 <= status < 500:
+def _status_class(status: int | None) -> str:
+    if status is not None and 400 <= status < 500:
         return "http_4xx"
-    return "http_5xx" if status >= 500 else "protocol"
+    return "http_5xx" if status is not None and status >= 500 else "protocol"
 
 
 def _words(error: BaseException) -> str:
