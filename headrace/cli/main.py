@@ -30,7 +30,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("headrace.cli.compare", "compare two measurements with intervals; a gate for continuous integration"),
     "capacity": ("headrace.cli.capacity", "find the largest request rate that keeps a service level"),
     "simulate": ("headrace.cli.simulate", "predict a plan's cells without running them"),
-    "import": ("headrace.cli.import_", "read benchmark logs and result files of vLLM into the same tables"),
+    "import": ("headrace.cli.import_", "read benchmark logs and result files of other tools into the same tables"),
+    "explain-difference": (
+        "headrace.cli.explain_difference",
+        "why two tools' figures for one run differ: by definition, and by how much",
+    ),
     "size": ("headrace.cli.size", "what a model needs and a device gives: memory, KV cache, legal settings, ceilings"),
     "report": (
         "headrace.cli.report",

@@ -89,7 +89,7 @@ def test_a_run_without_a_success_is_marked() -> None:
     [
         ('{"a": 1}', "no duration, completed, request_throughput"),
         ("[1, 2]", "a int where a result object was expected"),
-        ('{"benchmarks": [], "metadata": {}}', "a GuideLLM report"),
+        ('{"benchmarks": [], "metadata": {}}', "a GuideLLM report without figures"),
         ('{"duration": ', "not JSON"),
         ("[]", "an empty JSON file"),
         ('{"duration": true, "completed": 1, "request_throughput": 2}', "no duration"),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import ConfigError
+from headrace.lab.records.foreign.other_tools import read_report
 from headrace.lab.records.foreign.values import clean, figure, setting, shown
 from headrace.lab.records.results import Json, RunResult
 
@@ -58,9 +59,7 @@ _DROPPED = {"tokenizer_id", "endpoint_type", "label", "server_info", "sharegpt_o
 _SPEC_POSITIONS = "spec_decode_per_position_acceptance_rates"
 # How the results of tools that are not read yet can be told; (what must be there, the tool's name).
 _OTHER_TOOLS = (
-    (("benchmarks", "metadata"), "a GuideLLM report"),
-    (("input_config", "request_count"), "an AIPerf summary"),
-    (("load_summary", "successes"), "an inference-perf report"),
+    (("benchmarks", "metadata"), "a GuideLLM report without figures"),
     (("traceEvents",), "a profiler trace"),
     (("schema_version", "cells", "kind"), "a study of headrace, which `headrace report` reads"),
     (("capacity_by_slo_ms",), "an author's summary of a rate sweep, not a result of one run"),
@@ -73,8 +72,11 @@ def read_json(text: str, source: str) -> tuple[RunResult, ...]:
     runs: list[RunResult] = []
     reason = ""
     for number, item in enumerate(objects, start=1):
+        name = source if len(objects) == 1 else f"{source}#{number}"
         if isinstance(item, dict) and all(_is_number(item.get(key)) for key in _REQUIRED):
-            runs.append(_run(item, source if len(objects) == 1 else f"{source}#{number}"))
+            runs.append(_run(item, name))
+        elif isinstance(item, dict) and (report := read_report(item, name)) is not None:
+            runs += report
         elif not reason:
             reason = _why_not(item)
     if not runs:
@@ -161,6 +163,6 @@ def _why_not(item: Any) -> str:
         return f"JSON, but a {type(item).__name__} where a result object was expected"
     for keys, tool in _OTHER_TOOLS:
         if all(key in item for key in keys):
-            return f"{tool}; only results of `vllm bench serve` and SGLang's client are read"
+            return f"{tool}; results of vLLM, SGLang, GuideLLM, AIPerf and inference-perf are read"
     missing = [key for key in _REQUIRED if not _is_number(item.get(key))]
     return f"JSON, but not a result of `vllm bench serve`: no {', '.join(missing)}"
