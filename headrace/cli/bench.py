@@ -29,6 +29,9 @@ app = App(
     version_flags=[],
 )
 
+# vLLM's names of datasets -> ours.
+DATASET_NAMES = {"prefix_repetition": "shared-prefix", "timed_trace": "trace"}
+
 # vLLM's backend name -> endpoint.  Its other backends speak protocols that this client does not.
 BACKENDS = {
     "vllm": "completions",
@@ -72,6 +75,9 @@ def bench(
     ramp_up_start_rps: float | None = None,
     ramp_up_end_rps: float | None = None,
     arrival_rescale: Annotated[bool, _Flag] = False,
+    rate_steps: str | None = None,
+    arrivals: str | None = None,
+    time_scale: float = 1.0,
     max_concurrency: int | None = None,
     seed: int = 0,
     scale: float = 1.0,
@@ -80,6 +86,20 @@ def bench(
     random_range_ratio: float = 0.0,
     random_prefix_len: int = 0,
     sharegpt_output_len: int | None = None,
+    sonnet_input_len: int = 550,
+    sonnet_output_len: int = 150,
+    sonnet_prefix_len: int = 200,
+    prefix_repetition_num_prefixes: int = 10,
+    prefix_repetition_prefix_len: int = 256,
+    prefix_repetition_suffix_len: int = 256,
+    prefix_repetition_output_len: int = 128,
+    session_turns: int = 4,
+    session_think_s: float = 1.0,
+    custom_output_len: int | None = None,
+    hf_output_len: int | None = None,
+    hf_name: str | None = None,
+    hf_subset: str | None = None,
+    hf_split: str = "train",
     input_len: int | None = None,
     output_len: int | None = None,
     ignore_eos: bool | None = None,
@@ -96,7 +116,11 @@ def bench(
     num_warmups: int = 0,
     timeout_s: float | None = None,
     ready_check_timeout_sec: float = 0.0,
+    client_processes: str = "auto",
+    ray: str | None = None,
+    calibrate: bool = True,
     profile: Annotated[bool, _Flag] = False,
+    profile_max_s: float = 30.0,
     percentile_metrics: str = "ttft,tpot,itl",
     metric_percentiles: str = "99",
     goodput: Annotated[list[str] | None, _Many] = None,
@@ -136,9 +160,11 @@ def bench(
     tokenizer
         A tokenizer.json or a directory that has one; default: the model's directory, else the server's /tokenize.
     dataset_name
-        conversation (built in), random or sharegpt.
+        conversation (built in), random, sharegpt, sonnet, shared-prefix, sessions (several turns, with --backend
+        openai-chat), custom (JSON lines with prompt), hf (any set of the Hugging Face hub), trace (recorded lengths
+        and arrivals of Azure, BurstGPT, Mooncake, AIBrix, vLLM).
     dataset_path
-        File in the ShareGPT layout.
+        The file (sharegpt, sonnet, sessions, custom, trace), or the set's name (hf).
     dataset
         The old form of --dataset-name sharegpt --dataset-path FILE.
     num_prompts
@@ -155,6 +181,12 @@ def bench(
         And at the last.
     arrival_rescale
         Stretch the schedule to end at num-prompts / request-rate, as vLLM does (no longer Poisson).
+    rate_steps
+        2:30,4:30 sends 2 requests/s for 30 s, then 4; the last rate goes on until all are sent.
+    arrivals
+        A file of recorded arrivals to replay with any dataset; a trace replays its own.
+    time_scale
+        Multiplies recorded times: 0.5 replays twice as fast.
     max_concurrency
         Requests in flight at most.
     seed
@@ -175,6 +207,34 @@ def bench(
         The same as --random-output-len, or --sharegpt-output-len with sharegpt.
     sharegpt_output_len
         Answer tokens, in place of the file's.
+    sonnet_input_len
+        Prompt tokens (sonnet).
+    sonnet_output_len
+        Answer tokens (sonnet).
+    sonnet_prefix_len
+        Of the prompt, what all requests share (sonnet).
+    prefix_repetition_num_prefixes
+        Different prefixes (shared-prefix).
+    prefix_repetition_prefix_len
+        Tokens of each (shared-prefix).
+    prefix_repetition_suffix_len
+        Tokens of each request's own (shared-prefix).
+    prefix_repetition_output_len
+        Answer tokens (shared-prefix).
+    session_turns
+        Turns of a session (sessions); their lengths are those of random.
+    session_think_s
+        Mean of the user's exponential pause between turns (sessions).
+    custom_output_len
+        Answer tokens (custom), in place of the file's.
+    hf_output_len
+        The same for hf.
+    hf_name
+        The same as --dataset-path with hf.
+    hf_subset
+        The set's configuration (hf).
+    hf_split
+        Its split (hf).
     ignore_eos
         Force the answer's length; default: yes for conversation and random, no for sharegpt.
     temperature
@@ -203,8 +263,16 @@ def bench(
         For one request; default six hours, as vLLM has it.
     ready_check_timeout_sec
         How long to wait for the server to answer at all.
+    client_processes
+        A number, or auto: one for every 512 streams or 500 requests/s, and a core left for others.
+    ray
+        Send from the machines of this Ray cluster (auto, or ray://host:port), one client process each.
+    calibrate
+        After runs of at least 3 s, measure the client against a server that does nothing, at the run's rate (1 s).
     profile
         Start the server's profiler before and stop it after; the run is marked and should not be compared.
+    profile_max_s
+        Stop the profiler after so long while the run goes on: a trace of everything takes minutes to write.
     percentile_metrics
         Of ttft, tpot, itl, e2el.
     metric_percentiles
@@ -251,6 +319,8 @@ def bench(
         if dataset_path is not None or dataset_name not in (None, "sharegpt"):
             raise ConfigError("--dataset FILE is the old form of --dataset-name sharegpt --dataset-path FILE: give one")
         dataset_path = dataset
+    dataset_name = DATASET_NAMES.get(dataset_name or "", dataset_name)
+    dataset_path = dataset_path or (hf_name if dataset_name == "hf" else None)
     if dataset_name is None:
         dataset_name = "sharegpt" if dataset_path is not None else "conversation"
     if input_len is not None:
@@ -282,6 +352,9 @@ def bench(
         ramp_up_start_rps=ramp_up_start_rps,
         ramp_up_end_rps=ramp_up_end_rps,
         arrival_rescale=arrival_rescale,
+        rate_steps=rate_steps,
+        arrivals_path=arrivals,
+        time_scale=time_scale,
         max_concurrency=max_concurrency,
         ignore_eos=ignore_eos,
         temperature=temperature,
@@ -294,9 +367,24 @@ def bench(
         random_range_ratio=random_range_ratio,
         random_prefix_len=random_prefix_len,
         sharegpt_output_len=sharegpt_output_len,
+        sonnet_input_len=sonnet_input_len,
+        sonnet_output_len=sonnet_output_len,
+        sonnet_prefix_len=sonnet_prefix_len,
+        num_prefixes=prefix_repetition_num_prefixes,
+        prefix_len=prefix_repetition_prefix_len,
+        suffix_len=prefix_repetition_suffix_len,
+        prefix_output_len=prefix_repetition_output_len,
+        session_turns=session_turns,
+        session_think_s=session_think_s,
+        custom_output_len=hf_output_len if dataset_name == "hf" else custom_output_len,
+        hf_subset=hf_subset,
+        hf_split=hf_split,
         extra_body={key: value for key, value in options.items() if value is not None} | _json_object(extra_body),
         headers=_pairs("--header", header),
     )
+    client = {"processes": _processes(client_processes), "ray_address": ray, "calibrated": calibrate}
+    if not 0 < profile_max_s < math.inf:
+        raise ConfigError(f"--profile-max-s must be a number above 0, not {profile_max_s:g}")
     goals = parse_goodput(goodput or [])
     percentiles = _percentiles(metric_percentiles)
     extra_keys = _pairs("--metadata", metadata)
@@ -332,8 +420,9 @@ def bench(
         settings,
         sent_name=served_model_name or name,
         endpoint_path=endpoint,
-        profile=profile,
+        profile_max_s=profile_max_s if profile else None,
         show_progress=not disable_tqdm,
+        client=client,
     )
     totals = vllm_metrics(
         run.records,
@@ -364,12 +453,13 @@ def _measure(
     *,
     sent_name: str,
     endpoint_path: str | None,
-    profile: bool,
+    profile_max_s: float | None,
     show_progress: bool,
+    client: dict[str, Any],
 ) -> MeasuredRun:
     from headrace.lab.client import conduct
     from headrace.lab.client.console import console_progress
-    from headrace.lab.client.control import profiler, request_headers
+    from headrace.lab.client.control import BoundedProfile, request_headers
     from headrace.lab.workload.samples import build_workload
     from headrace.lab.workload.tokens import open_tokenizer
 
@@ -378,9 +468,10 @@ def _measure(
         spec.tokenizer, model=settings.model_id, served_name=sent_name, base_url=url, headers=headers
     )
     workload = build_workload(spec, tokenizer)
-    if profile:
+    profile = None
+    if profile_max_s is not None:
         print("Starting profiler...")
-        profiler(url, headers, "start")
+        profile = BoundedProfile(url, headers, max_s=profile_max_s)
     print("Starting main benchmark run...")
     if spec.ramp_up_strategy is None:
         print(f"Traffic request rate: {spec.request_rate}")
@@ -400,18 +491,20 @@ def _measure(
                 tokenizer=tokenizer,
                 endpoint_path=endpoint_path,
                 progress=progress,
-                settings={"backend": settings.backend, "model": settings.model_id, "profile": profile},
+                settings={"backend": settings.backend, "model": settings.model_id, "profile": profile is not None},
+                **client,
             )
     except BaseException:
-        if profile:  # the first error is the one to tell
+        if profile is not None:  # the first error is the one to tell
             with contextlib.suppress(HeadraceError):
-                profiler(url, headers, "stop")
+                profile.stop()
         raise
-    if profile:
+    if profile is not None:
         # After the clock has stopped: flushing a trace must not count as benchmark time.
         print("Stopping profiler...", flush=True)
         try:
-            profiler(url, headers, "stop")
+            if profile.stop():
+                run = run.noting(f"the profiler was stopped after {profile_max_s:g} s, while the run went on")
         except HeadraceError as error:
             run = run.noting(f"the profiler could not be stopped, so its trace may be missing: {error}")
         except KeyboardInterrupt:
@@ -502,6 +595,14 @@ def _general_length(flag: str, value: int, dataset: str, fitting: tuple[str, ...
     if dataset not in fitting:
         raise ConfigError(f"{flag} is for --dataset-name {' or '.join(fitting)}, not {dataset}")
     return value
+
+
+def _processes(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise ConfigError(f"--client-processes takes a number from 1 to 1024, or auto, not {text!r}")
+    return int(text)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

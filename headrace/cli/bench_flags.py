@@ -10,7 +10,7 @@ def _never(why: str, *, switch: bool = False) -> Foreign:
     return Foreign((FALSE,) if switch else (), why, switch)
 
 
-_DATASET = _never("the datasets here are conversation, random and sharegpt")
+_DATASET = _never("there is no such dataset here; see --dataset-name")
 _PLOT = "one run is not drawn; `headrace report` draws studies"
 
 FOREIGN: dict[str, Foreign] = {
@@ -37,11 +37,7 @@ FOREIGN: dict[str, Foreign] = {
     "--no-reranker": Foreign(ANY, "nothing is reranked", True),
     **dict.fromkeys(
         (
-            *("--hf-split", "--hf-subset", "--hf-name", "--hf-output-len", "--custom-output-len"),
-            *("--sonnet-input-len", "--sonnet-output-len", "--sonnet-prefix-len"),
             *("--spec-bench-output-len", "--spec-bench-category", "--blazedit-min-distance", "--blazedit-max-distance"),
-            *("--prefix-repetition-prefix-len", "--prefix-repetition-suffix-len"),
-            *("--prefix-repetition-num-prefixes", "--prefix-repetition-output-len"),
             *("--random-mm-base-items-per-request", "--random-mm-num-mm-items-range-ratio"),
             *("--random-mm-limit-mm-per-prompt", "--random-mm-bucket-config"),
         ),

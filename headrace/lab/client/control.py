@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 
-from headrace.errors import ConfigError, LaunchError
+from headrace.errors import ConfigError, HeadraceError, LaunchError
 from headrace.lab.http import Peer, model_names
 
 _PROFILER_TIMEOUT_S = 3600.0
@@ -59,3 +60,37 @@ def profiler(base_url: str, headers: Mapping[str, str], action: str) -> None:
             f"--profile: the server has no profiler (/{action}_profile answered {status}:"
             f" {body[:200].decode('utf-8', 'replace')}); start it with its profiler on, or leave --profile out"
         )
+
+
+class BoundedProfile:
+    """The server's profiler, started now and stopped after `max_s` seconds or by `stop`, whatever comes first.
+
+    A trace of a whole run takes minutes and gigabytes: vLLM's own page says ten minutes for a hundred requests.
+    """
+
+    def __init__(self, base_url: str, headers: Mapping[str, str], *, max_s: float) -> None:
+        self._url, self._headers = base_url, headers
+        profiler(base_url, headers, "start")
+        self._error: HeadraceError | None = None
+        self._early = False
+        self._timer = threading.Timer(max_s, self._stop_early)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _stop_early(self) -> None:
+        self._early = True
+        try:
+            profiler(self._url, self._headers, "stop")
+        except HeadraceError as error:
+            self._error = error
+
+    def stop(self) -> bool:
+        """Stop it; whether it had been stopped before, by its bound.  Raises what stopping raised, then or now."""
+        self._timer.cancel()
+        if not self._early:
+            profiler(self._url, self._headers, "stop")
+            return False
+        self._timer.join()
+        if self._error is not None:
+            raise self._error
+        return True

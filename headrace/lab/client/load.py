@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +18,15 @@ PROGRESS_S = 1.0
 
 class Transport(Protocol):
     async def post(self, body: bytes, exchange: Exchange) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """A later turn of a session: due `think_ns` after the answer before it; `make_body` is given both."""
+
+    index: int
+    think_ns: int
+    make_body: Callable[[bytes, Exchange], bytes]
 
 
 @dataclass(slots=True)
@@ -61,6 +70,9 @@ async def run_load(
     max_concurrency: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_done: Callable[[Sent], None] | None = None,
+    follow_ups: Mapping[int, Sequence[FollowUp]] | None = None,
+    indices: Sequence[int] | None = None,
+    start_ns: int | None = None,
 ) -> LoadOutcome:
     """Send every body.
 
@@ -69,14 +81,18 @@ async def run_load(
     max_concurrency  requests in flight at most; with a schedule, a request that is due waits for a slot (the wait is
                      `admitted_ns - planned_ns`)
     on_done          called after each answer, in the event loop: it must be quick
+    follow_ups       later turns of the session that a body begins, by the body's index
+    indices          each body's place in the workload; default: its place in `bodies`
+    start_ns         when the run begins, on `clock`; default: now
     Cancelling the calling task (Ctrl-C) ends the run early; what was issued is returned, `interrupted` is set.
     """
-    run = _Run(bodies, transport, clock, progress, on_done)
+    run = _Run(bodies, indices or range(len(bodies)), follow_ups or {}, transport, clock, progress, on_done)
     watch = asyncio.create_task(run.watch())
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection over all records would stop the clock of every stream
     try:
+        await run.wait_until(start_ns)
         if schedule_ns is None:
             assert max_concurrency is not None, "a closed loop has a number of users"
             await run.closed_loop(max_concurrency)
@@ -99,12 +115,17 @@ class _Run:
     def __init__(
         self,
         bodies: Sequence[bytes],
+        indices: Sequence[int],
+        follow_ups: Mapping[int, Sequence[FollowUp]],
         transport: Transport,
         clock: Clock,
         progress: Callable[[Progress], None] | None,
         on_done: Callable[[Sent], None] | None,
     ) -> None:
         self._bodies = bodies
+        self._indices = indices
+        self._follow_ups = follow_ups
+        self._total = len(bodies) + sum(len(turns) for turns in follow_ups.values())
         self._transport = transport
         self._clock = clock
         self._progress = progress
@@ -115,46 +136,77 @@ class _Run:
         self.loop_lags_ns: list[int] = []
         self.start_ns = clock.now_ns()
 
+    async def wait_until(self, start_ns: int | None) -> None:
+        if start_ns is not None:
+            await self._until(start_ns)
+        self.start_ns = self._clock.now_ns() if start_ns is None else start_ns
+
+    async def _until(self, due_ns: int) -> None:
+        # Timers are coarse (a millisecond with uvloop) and may fire early: ask again until it is time.
+        while (wait_ns := due_ns - self._clock.now_ns()) > 0:
+            await asyncio.sleep(wait_ns / 1e9)
+
     async def open_loop(self, schedule_ns: Sequence[int], limit: int | None) -> None:
         slots = asyncio.Semaphore(limit) if limit is not None else None
-        self.start_ns = self._clock.now_ns()
         tasks: list[asyncio.Task[None]] = []
         async with _together(tasks):
-            for index, due_ns in enumerate(schedule_ns):
+            for place, due_ns in enumerate(schedule_ns):
                 planned_ns = self.start_ns + due_ns
-                # Timers are coarse (a millisecond with uvloop) and may fire early: ask again until it is time.
-                while (wait_ns := planned_ns - self._clock.now_ns()) > 0:
-                    await asyncio.sleep(wait_ns / 1e9)
-                tasks.append(asyncio.create_task(self._one(index, planned_ns, slots)))
+                await self._until(planned_ns)
+                tasks.append(asyncio.create_task(self._session(place, planned_ns, slots)))
 
     async def closed_loop(self, users: int) -> None:
         waiting = iter(range(len(self._bodies)))
-        self.start_ns = self._clock.now_ns()
 
         async def user() -> None:
-            for index in waiting:
-                await self._one(index, self._clock.now_ns(), None)
+            for place in waiting:
+                await self._session(place, self._clock.now_ns(), None)
 
         tasks: list[asyncio.Task[None]] = []
         async with _together(tasks):
             for _ in range(min(users, len(self._bodies))):
                 tasks.append(asyncio.create_task(user()))
 
-    async def _one(self, index: int, planned_ns: int, slots: asyncio.Semaphore | None) -> None:
-        if slots is None:
-            return await self._send(Sent(index, planned_ns, planned_ns))
-        async with slots:
-            return await self._send(Sent(index, planned_ns, self._clock.now_ns()))
+    async def _session(self, place: int, planned_ns: int, slots: asyncio.Semaphore | None) -> None:
+        """One request, and the later turns of its session where there are any."""
+        body = self._bodies[place]
+        sent = await self._one(self._indices[place], body, planned_ns, slots)
+        for turn in self._follow_ups.get(self._indices[place], ()):
+            if not sent.exchange.ok:  # a row all the same: nothing of a workload may be missing
+                sent = self._not_sent(turn.index, sent.exchange.done_ns)
+                continue
+            due_ns = sent.exchange.done_ns + turn.think_ns
+            body = turn.make_body(body, sent.exchange)
+            await self._until(due_ns)
+            sent = await self._one(turn.index, body, due_ns, slots)
 
-    async def _send(self, sent: Sent) -> None:
+    def _not_sent(self, index: int, t_ns: int) -> Sent:
+        sent = Sent(index, t_ns, t_ns)
+        sent.exchange.sent_ns = sent.exchange.done_ns = t_ns
+        sent.exchange.fail("cancelled", "not sent: an earlier turn of its session failed")
+        self.sent.append(sent)
+        self._ended(sent)
+        return sent
+
+    async def _one(self, index: int, body: bytes, planned_ns: int, slots: asyncio.Semaphore | None) -> Sent:
+        if slots is None:
+            return await self._send(Sent(index, planned_ns, planned_ns), body)
+        async with slots:
+            return await self._send(Sent(index, planned_ns, self._clock.now_ns()), body)
+
+    async def _send(self, sent: Sent, body: bytes) -> Sent:
         self.sent.append(sent)
         try:
-            await self._transport.post(self._bodies[sent.index], sent.exchange)
+            await self._transport.post(body, sent.exchange)
         finally:
-            self._done += 1
-            self._failed += not sent.exchange.ok
-            if self._on_done is not None:
-                self._on_done(sent)
+            self._ended(sent)
+        return sent
+
+    def _ended(self, sent: Sent) -> None:
+        self._done += 1
+        self._failed += not sent.exchange.ok
+        if self._on_done is not None:
+            self._on_done(sent)
 
     async def watch(self) -> None:
         """Measure how late the loop wakes us: that is how late any stamp may be.  Reports progress on the way."""
@@ -171,7 +223,7 @@ class _Run:
     def report(self) -> None:
         if self._progress is not None:
             elapsed_s = (self._clock.now_ns() - self.start_ns) / 1e9
-            self._progress(Progress(len(self.sent), self._done, self._failed, len(self._bodies), elapsed_s))
+            self._progress(Progress(len(self.sent), self._done, self._failed, self._total, elapsed_s))
 
 
 @asynccontextmanager

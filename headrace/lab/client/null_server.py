@@ -162,7 +162,9 @@ class NullServer:
         stream = _Stream(peer.sock, total, int(asked.get("null_gap_us", 0)) * 1000, total, len(prompt))
         peer.sock.send(_HEAD)
         self._number += 1
-        first_ns = time.perf_counter_ns() - self._shift_ns + int(asked.get("null_first_us", 0)) * 1000
+        # Streams that begin together would write together: each has a phase of its own.
+        phase_ns = int(self._number * 0.618034 % 1.0 * stream.gap_ns)
+        first_ns = time.perf_counter_ns() - self._shift_ns + int(asked.get("null_first_us", 0)) * 1000 + phase_ns
         heapq.heappush(self._due, (first_ns, self._number, stream))
 
 

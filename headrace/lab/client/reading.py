@@ -22,8 +22,8 @@ def read_answer(
 ) -> None:
     """Fill chunks, text, usage, finish reason, and what went wrong inside the stream, into `record`.
 
-    With `chunked` the reads still have their chunked coding on.  `record.done_ns` holds the end of the body and moves back to `[DONE]` where the server sent one.  An error that
-    the transport already wrote stays: it happened first.
+    With `chunked` the reads still have their chunked coding on.  `record.done_ns` holds the end of the body and moves
+    back to `[DONE]` where the server sent one.  An error that the transport already wrote stays: it happened first.
     """
     reader = _Reader(record)
     parser = SSEParser()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
+import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from headrace.clock import MonotonicClock
 from headrace.errors import ConfigError
 from headrace.lab.client.bodies import PATHS, request_body
+from headrace.lab.client.calibration import MIN_RUN_S, busiest, calibrate
 from headrace.lab.client.control import request_headers
-from headrace.lab.client.load import LoadOutcome, Progress, Sent, run_load
-from headrace.lab.client.reading import bounded, read_answer
+from headrace.lab.client.load import Progress
+from headrace.lab.client.machine import MachineTime
+from headrace.lab.client.processes import run_in_processes
+from headrace.lab.client.ray_load import run_on_ray
 from headrace.lab.client.self_check import ClientCost, Verdict, judge
-from headrace.lab.client.transport import HttpTransport
+from headrace.lab.client.served import scrape, served_between
+from headrace.lab.client.shard import Item, Job, Turn, processes_for, run_job, run_to_the_end, split
 from headrace.lab.http import base_of
 from headrace.lab.metrics.result import run_result_from_records
 from headrace.lab.records.environment import describe_environment
@@ -24,16 +29,14 @@ from headrace.lab.records.results import RunResult, RunVerdict
 from headrace.lab.records.schema import RequestRecord
 from headrace.lab.records.store import is_done, write_run
 from headrace.lab.workload.arrivals import arrival_schedule, audit_arrivals
-from headrace.lab.workload.samples import Sample, Workload, build_workload
+from headrace.lab.workload.samples import Workload, build_workload
 from headrace.lab.workload.spec import WorkloadSpec
 from headrace.lab.workload.tokens import TextTokenizer, open_tokenizer
 
-# Answers are read after the run; a very long run would fill the memory with bytes, so beyond this they are read as
-# they end, which costs a few microseconds a message in the event loop.
-MAX_UNREAD_BYTES = 256 * 1024 * 1024
+# A chat template is the same for all prompts and stays in the cache; whole prompts should not.
+MAX_CACHED_SHARE = 0.05
 
 ProgressCallback = Callable[[Progress], None]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,56 +117,56 @@ def conduct(
     endpoint_path: str | None = None,
     progress: ProgressCallback | None = None,
     settings: Mapping[str, Any] | None = None,
+    processes: int | None = 1,
+    ray_address: str | None = None,
+    calibrated: bool = True,
 ) -> MeasuredRun:
-    """Send the workload and judge the run; nothing is stored.  Must be called without a running event loop."""
-    schedule = None if spec.closed_loop else arrival_schedule(spec)
-    bodies = [request_body(spec, sample, model) for sample in workload.samples]
-    warmup = [request_body(spec, sample, model) for sample in workload.warmup]
+    """Send the workload and judge the run; nothing is stored.  Must be called without a running event loop.
+
+    processes    client processes; None for as many as the load wants and the machine has room for
+    ray_address  run them on this Ray cluster instead
+    calibrated   measure the client against the null server afterwards, when the run was not a short one
+    """
+    first = [sample for sample in workload.samples if sample.after is None]
+    schedule = _schedule(spec, workload, len(first))
+    headers = request_headers(spec.headers)
     url = base_url + (endpoint_path or PATHS[spec.endpoint])
+    job = Job(url, headers, spec.timeout_s, spec.max_concurrency, _items(spec, workload, schedule, model))
+    jobs = split(job, processes or _processes(spec, len(first)))
     clock = MonotonicClock()
-    unread = _Unread(workload)
-    pairs: list[tuple[int, int]] = []
-    cpu_s: list[float] = []
-
-    async def main() -> tuple[LoadOutcome, int]:
-        transport = HttpTransport(url, headers=request_headers(spec.headers), timeout_s=spec.timeout_s, clock=clock)
-        async with transport:
-            warmup_failed = 0
-            if warmup:
-                limit = spec.max_concurrency or len(warmup)
-                warmed = await run_load(warmup, [0] * len(warmup), transport, clock, max_concurrency=limit)
-                if warmed.interrupted:
-                    raise asyncio.CancelledError
-                warmup_failed = sum(not sent.exchange.ok for sent in warmed.sent)
-            pairs.append(_clock_pair(clock))
-            cpu_s.append(time.process_time())
-            outcome = await run_load(
-                bodies,
-                schedule,
-                transport,
-                clock,
-                max_concurrency=spec.max_concurrency,
-                progress=progress,
-                on_done=unread.done,
-            )
-            cpu_s.append(time.process_time())
-            pairs.append(_clock_pair(clock))
-            return outcome, warmup_failed
-
-    outcome, warmup_failed = _run(main())
-    records = [unread.record(sent) for sent in outcome.sent]
+    warmup_failed = _warm_up(spec, workload, job, model)
+    before, machine = scrape(base_url, headers), MachineTime.now(url)
+    pairs = [_clock_pair(clock)]
+    if ray_address is not None:
+        outcome = run_on_ray(jobs, ray_address)
+    elif len(jobs) > 1:
+        outcome = run_in_processes(jobs, progress)
+    else:
+        outcome = run_to_the_end(run_job(job, progress=progress))
+    pairs.append(_clock_pair(clock))
+    others = after.others_share_since(machine) if machine and (after := MachineTime.now(url)) else None
+    served = served_between(before, scrape(base_url, headers))
+    records = outcome.records
+    for record in records:
+        record.prompt_tokens_client = workload.samples[record.index].prompt_tokens
+        record.max_tokens = workload.samples[record.index].max_tokens
     _recount(records, tokenizer)
     (wall0, mono0), (wall1, mono1) = pairs
+    long_enough = outcome.end_ns - outcome.start_ns >= MIN_RUN_S * 1e9
+    load = busiest(records, len(jobs)) if calibrated and long_enough and not outcome.interrupted else None
     cost = ClientCost(
         loop_lags_ns=outcome.loop_lags_ns,
-        cpu_s=cpu_s[1] - cpu_s[0],
-        wall_s=(mono1 - mono0) / 1e9,
+        cpu_s=max(outcome.cpu_s),
+        wall_s=(max(mono for _, mono in outcome.clock_pairs) - min(mono for _, mono in outcome.clock_pairs)) / 1e9,
         drift_ns=(wall1 - wall0) - (mono1 - mono0),
+        others_share=others,
+        calibration=calibrate(load) if load is not None else None,
     )
     paced = schedule is not None and bool(schedule[-1])
     verdict = judge(records, cost, paced=paced)
     known = _settings(spec, model, settings or {})
     warnings = _warnings(spec, workload, warmup_failed, len(records), profiled=bool(known.get("profile")))
+    warnings += cache_warnings(spec, records, served)
     manifest = {
         "kind": "run",
         "target": url,
@@ -174,6 +177,7 @@ def conduct(
         "tokenizer": workload.tokenizer,
         "unique_prompt_ratio": workload.unique_prompt_ratio,
         "loop": "closed" if spec.closed_loop else "open",
+        "client_processes": len(jobs),
         "schedule_ns": None if schedule is None or not paced else list(schedule),
         "arrivals_planned": asdict(audit_arrivals(schedule or ())),
         "arrivals_sent": asdict(audit_arrivals([r.sent_ns for r in records], start_ns=outcome.start_ns)),
@@ -181,6 +185,7 @@ def conduct(
         "start_ns": outcome.start_ns,
         "end_ns": outcome.end_ns,
         "clock_pairs": [{"wall_ns": wall, "monotonic_ns": mono} for wall, mono in pairs],
+        "server": served,
         "verdict": verdict.to_json(),
         "warnings": warnings,
         "environment": describe_environment(),
@@ -188,44 +193,72 @@ def conduct(
     return MeasuredRun(records, outcome.start_ns, outcome.end_ns, verdict, outcome.interrupted, known, manifest)
 
 
-class _Unread:
-    """Turns exchanges into records: after the run, or on the way when too many bytes wait."""
-
-    def __init__(self, workload: Workload) -> None:
-        self._samples = workload.samples
-        self._bytes = 0
-        self._records: dict[int, RequestRecord] = {}
-
-    def done(self, sent: Sent) -> None:
-        self._bytes += sent.exchange.bytes_read
-        if self._bytes > MAX_UNREAD_BYTES:
-            self._records[sent.index] = self.record(sent)
-            sent.exchange.reads.clear()
-
-    def record(self, sent: Sent) -> RequestRecord:
-        return self._records.get(sent.index) or _record(sent, self._samples[sent.index])
+def _schedule(spec: WorkloadSpec, workload: Workload, sessions: int) -> tuple[int, ...] | None:
+    if workload.arrivals_ns is not None:
+        return workload.arrivals_ns[:sessions]
+    return None if spec.closed_loop else arrival_schedule(spec, sessions)
 
 
-def _record(sent: Sent, sample: Sample) -> RequestRecord:
-    exchange = sent.exchange
-    record = RequestRecord(
-        index=sent.index,
-        planned_ns=sent.planned_ns,
-        admitted_ns=sent.admitted_ns,
-        sent_ns=exchange.sent_ns,
-        headers_ns=exchange.headers_ns,
-        done_ns=exchange.done_ns,
-        prompt_tokens_client=sample.prompt_tokens,
-        max_tokens=sample.max_tokens,
-        status=exchange.status,
-        error_class=exchange.error_class,
-        error=None if exchange.error is None else bounded(exchange.error),
-        extra={"new_connection": exchange.new_connection},
+def _items(spec: WorkloadSpec, workload: Workload, schedule: Sequence[int] | None, model: str) -> tuple[Item, ...]:
+    """One item a request, or a session with its turns."""
+    begins: dict[int, int] = {}  # turn -> the first one of its session
+    turns: dict[int, list[Turn]] = {}
+    for sample in workload.samples:
+        if sample.after is None:
+            begins[sample.index] = sample.index
+            turns[sample.index] = []
+        else:
+            first = begins[sample.index] = begins[sample.after]
+            think_ns = round(sample.think_s * 1e9)
+            turns[first].append(Turn(sample.index, str(sample.prompt), sample.max_tokens, think_ns))
+    return tuple(
+        Item(
+            index,
+            request_body(spec, workload.samples[index], model).decode(),
+            None if schedule is None else schedule[place],
+            tuple(later),
+        )
+        for place, (index, later) in enumerate(turns.items())
     )
-    if exchange.connected_ns is not None:
-        record.extra["connected_ns"] = exchange.connected_ns
-    read_answer(record, exchange.reads, content_type=exchange.content_type, chunked=exchange.chunked)
-    return record
+
+
+def _processes(spec: WorkloadSpec, sessions: int) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rate = spec.ramp_up_end_rps or spec.request_rate
+    at_once = math.isinf(rate) and not spec.replayed and spec.rate_steps is None
+    streams = spec.max_concurrency or (sessions if at_once else 0)
+    return processes_for(streams=streams, rate=rate, cpus=cpus)
+
+
+def _warm_up(spec: WorkloadSpec, workload: Workload, job: Job, model: str) -> int:
+    """Send the warm-up prompts; how many failed."""
+    if not workload.warmup:
+        return 0
+    bodies = [request_body(spec, sample, model).decode() for sample in workload.warmup]
+    items = tuple(Item(index, body, 0) for index, body in enumerate(bodies))
+    warmed = run_to_the_end(run_job(replace(job, items=items, max_concurrency=spec.max_concurrency or len(items))))
+    if warmed.interrupted:
+        raise KeyboardInterrupt
+    return sum(not record.ok for record in warmed.records)
+
+
+def cache_warnings(spec: WorkloadSpec, records: Sequence[RequestRecord], served: Mapping[str, float]) -> list[str]:
+    """A sentence when prompts were found in the server's prefix cache though the workload repeats none of them."""
+    shares_on_purpose = spec.dataset_name in ("shared-prefix", "sessions", "sonnet", "trace") or spec.random_prefix_len
+    good = [record for record in records if record.ok and record.prompt_tokens_server]
+    told = [record for record in good if "cached_tokens" in record.extra]
+    share, source = 0.0, ""
+    if told:
+        prompts = sum(record.prompt_tokens_server or 0 for record in told)
+        share, source = sum(record.extra["cached_tokens"] for record in told) / prompts, "the answers' cached_tokens"
+    elif served.get("prefix_queries"):
+        share, source = served.get("prefix_hits", 0.0) / served["prefix_queries"], "the server's counters"
+    if shares_on_purpose or share <= MAX_CACHED_SHARE:
+        return []
+    return [
+        f"{share:.0%} of the prompt tokens came from the server's prefix cache ({source}): these prompts were there "
+        "before, and TTFT and throughput are flattered; use another --seed, reset the cache or restart the server"
+    ]
 
 
 def _recount(records: list[RequestRecord], tokenizer: TextTokenizer) -> None:
@@ -274,15 +307,3 @@ def _warnings(spec: WorkloadSpec, workload: Workload, warmup_failed: int, issued
 
 def _clock_pair(clock: MonotonicClock) -> tuple[int, int]:
     return time.time_ns(), clock.now_ns()
-
-
-def _run(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end on uvloop where it exists.  The first Ctrl-C cancels `main`, which then returns what it has."""
-    try:
-        import uvloop
-
-        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.lab.client.calibration import Calibration
 from headrace.lab.metrics.latency import Percentile, percentile
 from headrace.lab.records.results import Level
 from headrace.lab.records.schema import RequestRecord
@@ -19,6 +20,7 @@ MAX_LAG_SHARE_OF_TTFT = 0.05
 MIN_LAGS_FOR_P99 = 100
 MAX_FAILURE_SHARE = 0.10
 MAX_CLIENT_CPU = 0.90
+MAX_OTHERS_SHARE = 0.10
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +28,18 @@ class ClientCost:
     """What the client cost during the run.
 
     loop_lags_ns    how late the event loop woke a timer, every 50 ms: no stamp can be later than that by our fault
-    cpu_s, wall_s   processor time of this process (all threads) and the run's length
+    cpu_s, wall_s   processor time of the busiest client process (all threads) and the run's length
     drift_ns        wall clock minus monotonic clock, end against start
+    others_share    of the machine's processors, used by neither client nor server; None where it cannot be told
+    calibration     the client against the null server at this run's rate; None where it was not measured
     """
 
     loop_lags_ns: Sequence[int]
     cpu_s: float
     wall_s: float
     drift_ns: int
+    others_share: float | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,10 @@ class Verdict:
                 ("p99 send lag", "p99_send_lag_ms", "ms"),
                 ("p99 event-loop lag", "p99_loop_lag_ms", "ms"),
                 ("client CPU", "client_cpu_percent", "%"),
+                ("others' CPU", "others_cpu_percent", "%"),
+                ("stamps late by at most p99", "null_server_p99_lag_ms", "ms"),
             )
-            if numbers[key] is not None
+            if numbers.get(key) is not None
         ]
         return f"client: {self.level.value} ({', '.join(parts)})"
 
@@ -79,6 +87,10 @@ def judge(records: Sequence[RequestRecord], cost: ClientCost, *, paced: bool) ->
         "max_loop_lag_ms": _ms(max(cost.loop_lags_ns, default=None)),
         "client_cpu_percent": 100 * cost.cpu_s / cost.wall_s if cost.wall_s > 0 else None,
         "clock_drift_ms": cost.drift_ns / 1e6,
+        "others_cpu_percent": None if cost.others_share is None else 100 * cost.others_share,
+        "null_server_p50_lag_ms": None if cost.calibration is None else cost.calibration.p50_ms,
+        "null_server_p99_lag_ms": None if cost.calibration is None else cost.calibration.p99_ms,
+        "null_server_events_per_s": None if cost.calibration is None else cost.calibration.load.events_per_s,
         "failure_share": failed / len(records) if records else None,
     }
     invalid: list[str] = []
@@ -104,6 +116,16 @@ def judge(records: Sequence[RequestRecord], cost: ClientCost, *, paced: bool) ->
     cpu = numbers["client_cpu_percent"]
     if cpu is not None and cpu > 100 * MAX_CLIENT_CPU:
         warn.append(f"the client used {cpu:.0f} % of a core: it may have been the bottleneck")
+    if cost.others_share is not None and cost.others_share > MAX_OTHERS_SHARE:
+        warn.append(
+            f"others than client and server used {cost.others_share:.0%} of the machine's processors: the figures are "
+            "slower than they would be alone"
+        )
+    if cost.calibration is not None and cost.calibration.p99_ms > MIN_SEND_LAG_NS / 1e6:
+        warn.append(
+            f"against a server that does nothing, at this run's {cost.calibration.load.events_per_s:.0f} events/s, the "
+            f"client stamps up to {cost.calibration.p99_ms:.1f} ms late (p99): add client processes or free a core"
+        )
     if abs(cost.drift_ns) > MAX_CLOCK_DRIFT_NS:
         invalid.append(f"the wall clock moved {cost.drift_ns / 1e6:.0f} ms against the monotonic one during the run")
     level = Level.INVALID if invalid else Level.WARN if warn else Level.VALID

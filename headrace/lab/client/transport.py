@@ -14,7 +14,7 @@ from headrace.lab.client.connection import Connection, Exchange
 from headrace.lab.client.http1 import header_lines, parse_address
 
 MAX_ERROR_BODY_BYTES = 8 * 1024
-# Servers close idle connections (uvicorn after 5 s).  A request on one that is being closed would fail or be sent twice.
+# Servers close idle connections (uvicorn after 5 s); a request on one that is being closed would be sent twice.
 MAX_IDLE_NS = 4_000_000_000
 
 __all__ = ["Exchange", "HttpTransport"]

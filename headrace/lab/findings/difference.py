@@ -125,8 +125,8 @@ def verdict(found: Sequence[Difference], a: Side, b: Side) -> str:
     if measured:
         worst = max(measured, key=lambda one: abs(one.left or 0.0))
         text += (
-            f". After translating one side's raw records into the other's terms at most {abs(worst.left or 0.0):.1%} is "
-            f"left ({worst.label}): that part is not of definition"
+            f". After translating one side's raw records into the other's terms at most {abs(worst.left or 0.0):.1%} "
+            f"is left ({worst.label}): that part is not of definition"
         )
     else:
         text += "; neither side kept raw records, so how much of it is definition cannot be computed"

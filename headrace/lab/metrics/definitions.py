@@ -61,7 +61,7 @@ class Tool:
     values: Mapping[str, Values]
 
 
-# -- parts of definitions: words, and what they do ----------------------------------------------------------------------
+# -- parts of definitions: words, and what they do -------------------------------------------------------------------
 
 SENT, PLANNED = "the request is sent", "the request is due"
 ANY = "the first message with choices, a role or an empty one too"

@@ -39,7 +39,7 @@ def write_run(
         raise ConfigError(f"{directory} already holds a finished run; choose another directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lines = "".join(_record_line(record) for record in records)
+        lines = "".join(record_line(record) for record in records)
         data = lines.encode()
         write_durably(directory / REQUESTS, data)
         body = {
@@ -68,7 +68,7 @@ def read_run(directory: Path) -> tuple[dict[str, Any], list[RequestRecord]]:
         raise ConfigError(
             f"{directory / REQUESTS} is damaged: it is not what {MANIFEST} recorded; measure the run again"
         )
-    return manifest, [_record(line) for line in data.decode().splitlines()]
+    return manifest, [read_record(line) for line in data.decode().splitlines()]
 
 
 def read_run_times(directory: Path) -> tuple[int, int]:
@@ -108,7 +108,8 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _record_line(record: RequestRecord) -> str:
+def record_line(record: RequestRecord) -> str:
+    """A record as one line of JSON, read back by `read_record`."""
     row: dict[str, Any] = {name: getattr(record, name) for name in _FIELDS}
     row["chunk_ns"] = [chunk.t_ns for chunk in record.chunks]
     row["chunk_kinds"] = "".join(_LETTERS[chunk.kind] for chunk in record.chunks)
@@ -116,7 +117,8 @@ def _record_line(record: RequestRecord) -> str:
     return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
 
 
-def _record(line: str) -> RequestRecord:
+def read_record(line: str) -> RequestRecord:
+    """A record back from its line."""
     row = json.loads(line)
     times, kinds = row.pop("chunk_ns"), row.pop("chunk_kinds")
     chunks = [ChunkStamp(t_ns, _KINDS[letter]) for t_ns, letter in zip(times, kinds, strict=True)]

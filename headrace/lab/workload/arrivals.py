@@ -14,20 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.lab.workload.spec import WorkloadSpec
+from headrace.lab.workload.spec import WorkloadSpec, parse_steps
 
 NS = 1_000_000_000
 
 
-def arrival_schedule(spec: WorkloadSpec) -> tuple[int, ...]:
+def arrival_schedule(spec: WorkloadSpec, count: int | None = None) -> tuple[int, ...]:
     """Nanoseconds from the start of the run at which request i is due, in order; all 0 at an infinite rate.
 
     On a ramp the rate of request i lies between start s and end e: s + (e - s) i / (n - 1), or s (e / s)^(i / (n - 1)).
 
-    The first request waits its own gap, as in vLLM's client.
+    The first request waits its own gap, as in vLLM's client.  `count` overrides `num_prompts`: the number of sessions.
     """
-    n, rate = spec.num_prompts, spec.request_rate
-    rates = np.full(n, rate) if spec.ramp_up_strategy is None else _ramp(spec)
+    n, rate = count or spec.num_prompts, spec.request_rate
+    if spec.rate_steps is not None:
+        return _stepped(spec, n)
+    rates = np.full(n, rate) if spec.ramp_up_strategy is None else _ramp(spec, n)
     if np.isinf(rates).all():
         return (0,) * n
     if math.isinf(spec.burstiness):
@@ -42,11 +44,27 @@ def arrival_schedule(spec: WorkloadSpec) -> tuple[int, ...]:
     return tuple(int(t) for t in np.rint(due_s * NS))
 
 
-def _ramp(spec: WorkloadSpec) -> NDArray[np.float64]:
+def _stepped(spec: WorkloadSpec, n: int) -> tuple[int, ...]:
+    """The process at rate 1, on a time that runs as fast as the rate of the step: exact at every change of rate."""
+    gaps = np.ones(n)
+    if not math.isinf(spec.burstiness):
+        rng = np.random.default_rng([spec.seed, 0xA221])
+        gaps = rng.gamma(shape=spec.burstiness, scale=1 / spec.burstiness, size=n)
+    steps = parse_steps(spec.rate_steps or "")
+    ends_s = np.cumsum([0.0, *(length for _, length in steps)])
+    expected = np.cumsum([0.0, *(rate * length for rate, length in steps)])
+    arrivals = np.cumsum(gaps)
+    due_s = np.interp(arrivals, expected, ends_s)
+    after = arrivals > expected[-1]
+    due_s[after] = ends_s[-1] + (arrivals[after] - expected[-1]) / steps[-1][0]
+    return tuple(int(t) for t in np.rint(due_s * NS))
+
+
+def _ramp(spec: WorkloadSpec, n: int) -> NDArray[np.float64]:
     """Requests per second at each request: shape [num_prompts]."""
     start, end = spec.ramp_up_start_rps, spec.ramp_up_end_rps
     assert start is not None and end is not None
-    way = np.arange(spec.num_prompts) / max(spec.num_prompts - 1, 1)
+    way = np.arange(n) / max(n - 1, 1)
     return start + (end - start) * way if spec.ramp_up_strategy == "linear" else start * (end / start) ** way
 
 

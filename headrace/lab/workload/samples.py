@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import ConfigError
 from headrace.lab.workload.conversation import MAX_PROMPT, MAX_TOTAL, MIN_TOKENS, conversation_lengths
-from headrace.lab.workload.spec import WorkloadSpec
+from headrace.lab.workload.datasets import custom, hub, sessions, shared_prefix, sonnet
+from headrace.lab.workload.spec import FIXED_LENGTHS, WorkloadSpec
 from headrace.lab.workload.tokens import PromptMaker, TextTokenizer
+from headrace.lab.workload.traces import MOONCAKE_BLOCK, Arrival, read_trace, replay_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,15 @@ class Sample:
     prompt         text, or token ids (completions only)
     prompt_tokens  as counted by the client's tokenizer; a chat template adds its own on the server
     max_tokens     length of the answer asked for
+    after          the earlier turn of its session, sent `think_s` after that one's answer; None for a first one
     """
 
     index: int
     prompt: str | tuple[int, ...]
     prompt_tokens: int
     max_tokens: int
+    after: int | None = None
+    think_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Workload:
     """The samples of a run, in sending order, and the warm-up prompts that are never measured.
 
     tokenizer            where the counts come from
+    arrivals_ns          when each is due, where the dataset is a trace that is replayed with its own times
     unique_prompt_ratio  below 1 when a file had too few conversations and some were drawn again: those hit a prefix
                          cache that real traffic would not
     """
@@ -43,6 +50,7 @@ class Workload:
     warmup: tuple[Sample, ...]
     tokenizer: str
     unique_prompt_ratio: float
+    arrivals_ns: tuple[int, ...] | None = None
 
     def digest(self) -> str:
         """SHA-256 of what is sent: equal for two runs that sent the same prompts and lengths in the same order."""
@@ -54,17 +62,36 @@ class Workload:
 
 def build_workload(spec: WorkloadSpec, tokenizer: TextTokenizer) -> Workload:
     """Make or load the samples that `spec` declares.  Raises ConfigError when the file cannot give them."""
-    if spec.dataset_name == "sharegpt":
+    arrivals_ns = None
+    if spec.dataset_name in _DRAWN:
+        drawn = _DRAWN[spec.dataset_name](spec, tokenizer)
+        samples = [Sample(i, one.prompt, one.prompt_tokens, one.max_tokens) for i, one in enumerate(drawn)]
+    elif spec.dataset_name == "sharegpt":
         samples = _sharegpt(spec, tokenizer)
+    elif spec.dataset_name == "sessions":
+        samples = _sessions(spec, tokenizer)
+    elif spec.dataset_name == "trace":
+        arrivals = read_trace(Path(str(spec.dataset_path)), limit=spec.num_prompts)
+        samples = _recorded(spec, arrivals, tokenizer)
+        if spec.replayed and spec.arrivals_path is None:
+            arrivals_ns = replay_schedule(arrivals, time_scale=spec.time_scale)
     else:
         samples = _synthetic(
             spec, spec_lengths(spec), tokenizer, salt="measured", prefix_tokens=shared_prefix_tokens(spec)
         )
+    if spec.arrivals_path is not None:
+        recorded = read_trace(Path(spec.arrivals_path), limit=len(samples))
+        if len(recorded) < sum(sample.after is None for sample in samples):
+            raise ConfigError(
+                f"arrivals_path {spec.arrivals_path} holds {len(recorded)} arrivals, fewer than num_prompts"
+            )
+        arrivals_ns = replay_schedule(recorded, time_scale=spec.time_scale)
     return Workload(
         samples=tuple(samples),
         warmup=_warmup(spec, samples, tokenizer),
         tokenizer=tokenizer.name,
         unique_prompt_ratio=len({s.prompt for s in samples}) / len(samples),
+        arrivals_ns=arrivals_ns,
     )
 
 
@@ -73,14 +100,59 @@ def spec_lengths(spec: WorkloadSpec) -> list[tuple[int, int]]:
 
     Raises ConfigError for a dataset of real text.
     """
-    if spec.dataset_name == "sharegpt":
-        raise ConfigError("the dataset sharegpt is real text: its lengths are known only to a tokenizer")
+    if spec.dataset_name == "trace":
+        arrivals = read_trace(Path(str(spec.dataset_path)), limit=spec.num_prompts)
+        return [(_scaled(one.input_tokens, spec.scale), _scaled(one.output_tokens, spec.scale)) for one in arrivals]
+    if spec.dataset_name == "shared-prefix":
+        return [(spec.prefix_len + spec.suffix_len, spec.prefix_output_len)] * spec.num_prompts
+    if spec.dataset_name in FIXED_LENGTHS:
+        raise ConfigError(
+            f"the dataset {spec.dataset_name} is real text: its lengths are known only to a tokenizer"
+        )
     return _conversation(spec) if spec.dataset_name == "conversation" else _random(spec)
 
 
 def shared_prefix_tokens(spec: WorkloadSpec) -> int:
     """Tokens that all prompts of the dataset random begin with."""
     return _scaled(spec.random_prefix_len, spec.scale) if spec.random_prefix_len else 0
+
+
+_DRAWN = {"sonnet": sonnet, "shared-prefix": shared_prefix, "custom": custom, "hf": hub}
+
+
+def _sessions(spec: WorkloadSpec, tokenizer: TextTokenizer) -> list[Sample]:
+    samples: list[Sample] = []
+    for session in sessions(spec, tokenizer):
+        before = None
+        for turn, think_s in zip(session.turns, (0.0, *session.think_s), strict=True):
+            index = len(samples)
+            samples.append(Sample(index, turn.prompt, turn.prompt_tokens, turn.max_tokens, before, think_s))
+            before = index
+    return samples
+
+
+def _recorded(spec: WorkloadSpec, arrivals: Sequence[Arrival], tokenizer: TextTokenizer) -> list[Sample]:
+    """A trace's own prompts, or synthetic ones of its lengths; blocks with the same id hold the same tokens."""
+    maker = PromptMaker(tokenizer)
+    samples = []
+    for index, arrival in enumerate(arrivals):
+        output = _scaled(max(arrival.output_tokens, 1), spec.scale)
+        if arrival.prompt is not None:
+            count = len(tokenizer.encode(arrival.prompt, special=True))
+            samples.append(Sample(index, arrival.prompt, count, output))
+            continue
+        length = _scaled(max(arrival.input_tokens, 1), spec.scale)
+        block = max(1, round(MOONCAKE_BLOCK * spec.scale))
+        ids: list[int] = []
+        for number in arrival.blocks:
+            ids += maker.ids(random.Random(f"block {spec.seed} {number}"), block)
+        if len(ids) < length:
+            ids += maker.ids(random.Random(f"trace {spec.seed} {index}"), length - len(ids))
+        prompt: str | tuple[int, ...] = tuple(ids[:length])
+        if spec.endpoint == "chat":
+            prompt = tokenizer.decode(ids[:length])
+        samples.append(Sample(index, prompt, length, output))
+    return samples
 
 
 def _scaled(length: int, scale: float) -> int:

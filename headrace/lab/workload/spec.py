@@ -11,7 +11,14 @@ from typing import Any
 
 from headrace.errors import ConfigError
 
-DATASETS = ("conversation", "random", "sharegpt")
+DATASETS = (
+    "conversation", "random", "sharegpt", "sonnet", "shared-prefix", "sessions", "custom", "hf", "trace",
+)  # fmt: skip
+# Datasets that are read from `dataset_path` (for hf the name of a set on the hub), and those that may be.
+FROM_FILE = ("sharegpt", "sonnet", "custom", "hf", "trace")
+MAY_HAVE_FILE = (*FROM_FILE, "sessions")
+# Real text and recorded lengths keep the lengths that they have.
+FIXED_LENGTHS = ("sharegpt", "sonnet", "shared-prefix", "sessions", "custom", "hf")
 ENDPOINTS = ("completions", "chat")
 RAMPS = ("linear", "exponential")
 
@@ -23,8 +30,10 @@ DEFAULT_TIMEOUT_S = 6 * 3600.0
 class WorkloadSpec:
     """Samples plus arrivals, declared.  Everything a run sends follows from this and the target's tokenizer.
 
-    dataset_name     conversation (built in, no download), random, or sharegpt (a file)
-    dataset_path     the file, for sharegpt
+    dataset_name     conversation (built in, no download), random, sharegpt (a file), sonnet (a file of lines),
+                     shared-prefix, sessions (several turns each; chat only), custom (JSON lines), hf (a set of the
+                     Hugging Face hub), trace (recorded lengths and arrivals)
+    dataset_path     the file; for hf the set's name; for sessions a file in the ShareGPT layout, or none
     num_prompts      requests to send
     seed             of samples, order and arrivals
     scale            multiplies prompt and output lengths (minimum 4 tokens each); conversation and random only
@@ -34,6 +43,9 @@ class WorkloadSpec:
                      last; `request_rate` stays inf then
     arrival_rescale  stretch the schedule so that the last request lands on num_prompts / request_rate, as vLLM does;
                      the number of arrivals is then no longer Poisson
+    rate_steps       "2:30,4:30": 2 requests/s for 30 s, then 4; the last rate goes on until all are sent
+    arrivals_path    recorded arrivals (see traces.py) to replay, in place of a rate; a trace brings its own
+    time_scale       multiplies recorded times: 0.5 replays twice as fast
     max_concurrency  the client's own limit of requests in flight
     ignore_eos       None: what the dataset needs (True for conversation and random, whose lengths are the point)
     temperature      None: not sent, the server's default
@@ -56,6 +68,9 @@ class WorkloadSpec:
     ramp_up_start_rps: float | None = None
     ramp_up_end_rps: float | None = None
     arrival_rescale: bool = False
+    rate_steps: str | None = None
+    arrivals_path: str | None = None
+    time_scale: float = 1.0
     max_concurrency: int | None = None
     ignore_eos: bool | None = None
     temperature: float | None = None
@@ -68,6 +83,18 @@ class WorkloadSpec:
     random_range_ratio: float = 0.0
     random_prefix_len: int = 0
     sharegpt_output_len: int | None = None
+    sonnet_input_len: int = 550
+    sonnet_output_len: int = 150
+    sonnet_prefix_len: int = 200
+    num_prefixes: int = 10
+    prefix_len: int = 256
+    suffix_len: int = 256
+    prefix_output_len: int = 128
+    session_turns: int = 4
+    session_think_s: float = 1.0
+    custom_output_len: int | None = None
+    hf_subset: str | None = None
+    hf_split: str = "train"
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -75,29 +102,68 @@ class WorkloadSpec:
         """Raises ConfigError that names the key and what would be accepted."""
         _one_of("dataset_name", self.dataset_name, DATASETS)
         _one_of("endpoint", self.endpoint, ENDPOINTS)
-        for key in ("num_prompts", "random_input_len", "random_output_len"):
+        for key in (
+            *("num_prompts", "random_input_len", "random_output_len", "sonnet_input_len", "sonnet_output_len"),
+            *("num_prefixes", "prefix_len", "suffix_len", "prefix_output_len", "session_turns"),
+        ):
             _check(key, getattr(self, key), int, lambda v: v >= 1, "a whole number of at least 1")
-        for key in ("max_concurrency", "sharegpt_output_len"):
+        for key in ("max_concurrency", "sharegpt_output_len", "custom_output_len"):
             if getattr(self, key) is not None:
                 _check(key, getattr(self, key), int, lambda v: v >= 1, "a whole number of at least 1")
-        for key in ("seed", "warmup_requests", "random_prefix_len"):
+        for key in ("seed", "warmup_requests", "random_prefix_len", "sonnet_prefix_len"):
             _check(key, getattr(self, key), int, lambda v: v >= 0, "a whole number of at least 0")
         for key in ("request_rate", "burstiness"):
             _check(key, getattr(self, key), float, lambda v: v > 0, "a number above 0, or inf")
-        for key in ("scale", "timeout_s"):
+        for key in ("scale", "timeout_s", "time_scale"):
             _check(key, getattr(self, key), float, lambda v: 0 < v < math.inf, "a number above 0")
         _check("random_range_ratio", self.random_range_ratio, float, lambda v: 0 <= v < 1, "a number in [0, 1)")
         self._check_ramp()
         if self.temperature is not None:
             _check("temperature", self.temperature, float, lambda v: 0 <= v < math.inf, "a number of at least 0")
-        if self.dataset_name == "sharegpt" and not self.dataset_path:
-            raise ConfigError("dataset_path is needed for the dataset sharegpt: a JSON file in the ShareGPT layout")
-        if self.dataset_name == "sharegpt" and self.scale != 1.0:
-            raise ConfigError(
-                "scale applies to the datasets conversation and random, not to sharegpt, which is real text"
+        _check("session_think_s", self.session_think_s, float, lambda v: 0 <= v < math.inf, "a number of at least 0")
+        self._check_dataset()
+        self._check_arrivals()
+
+    def _check_dataset(self) -> None:
+        name = self.dataset_name
+        if name in FROM_FILE and not self.dataset_path:
+            what = {"sharegpt": "a JSON file in the ShareGPT layout", "hf": "the name of a set on the Hugging Face hub"}
+            raise ConfigError(f"dataset_path is needed for the dataset {name}: {what.get(name, 'a file')}")
+        if name in FIXED_LENGTHS and self.scale != 1.0:
+            kind = ", which is real text" if name == "sharegpt" else ""
+            raise ConfigError(f"scale applies to the datasets conversation and random, not to {name}{kind}")
+        if name not in MAY_HAVE_FILE and self.dataset_path:
+            raise ConfigError(f"dataset_path is only for the dataset sharegpt, not {name}")
+        if name == "sessions" and self.endpoint != "chat":
+            raise ConfigError("the dataset sessions needs the endpoint chat: its turns are messages")
+
+    def _check_arrivals(self) -> None:
+        paced = [
+            key
+            for key, given in (
+                ("request_rate", not math.isinf(self.request_rate)),
+                ("ramp_up_strategy", self.ramp_up_strategy is not None),
+                ("rate_steps", self.rate_steps is not None),
+                ("arrivals_path", self.arrivals_path is not None),
             )
-        if self.dataset_name != "sharegpt" and self.dataset_path:
-            raise ConfigError(f"dataset_path is only for the dataset sharegpt, not {self.dataset_name}")
+            if given
+        ]
+        if "rate_steps" in paced:
+            parse_steps(self.rate_steps or "")
+        if len(paced) > 1 and "ramp_up_strategy" not in paced:
+            raise ConfigError(f"{' and '.join(paced)} both say when requests are due: give one")
+        if len(paced) > 1 and set(paced) & {"rate_steps", "arrivals_path"}:
+            raise ConfigError(f"{' and '.join(paced)} both say when requests are due: give one")
+        if self.time_scale != 1.0 and not self.replayed:
+            raise ConfigError("time_scale is for recorded arrivals: arrivals_path, or the dataset trace")
+        if self.arrival_rescale and (self.rate_steps or self.replayed):
+            raise ConfigError("arrival_rescale applies to a request_rate only")
+
+    @property
+    def replayed(self) -> bool:
+        """Whether arrivals are recorded ones."""
+        own = math.isinf(self.request_rate) and self.ramp_up_strategy is None and self.rate_steps is None
+        return self.arrivals_path is not None or (self.dataset_name == "trace" and own)
 
     def _check_ramp(self) -> None:
         ends = ("ramp_up_start_rps", "ramp_up_end_rps")
@@ -118,13 +184,14 @@ class WorkloadSpec:
     @property
     def force_lengths(self) -> bool:
         """Whether requests carry `ignore_eos`, after the dataset's default."""
-        return self.dataset_name != "sharegpt" if self.ignore_eos is None else self.ignore_eos
+        real_text = ("sharegpt", "custom", "hf")
+        return self.dataset_name not in real_text if self.ignore_eos is None else self.ignore_eos
 
     @property
     def closed_loop(self) -> bool:
         """A fixed number of users who each wait for their answer; its tails are not comparable with an open loop's."""
-        at_once = math.isinf(self.request_rate) and self.ramp_up_strategy is None
-        return at_once and self.max_concurrency is not None
+        at_once = math.isinf(self.request_rate) and self.ramp_up_strategy is None and self.rate_steps is None
+        return at_once and not self.replayed and self.max_concurrency is not None
 
     @property
     def ramp_up(self) -> dict[str, Any]:
@@ -160,8 +227,8 @@ class WorkloadSpec:
         data = asdict(self)
         del data["headers"]
         # What is not asked for is not said, so that older declarations keep their digest.
-        for key in ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "random_prefix_len"):
-            if not data[key]:
+        for key in _LATER:
+            if data[key] == _DEFAULTS[key]:
                 del data[key]
         for key in ("request_rate", "burstiness"):
             if math.isinf(data[key]):
@@ -171,6 +238,29 @@ class WorkloadSpec:
     def digest(self) -> str:
         """SHA-256 of the declaration: equal for two runs that were asked for the same workload."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+# Keys that came after the first declarations were stored.
+_LATER = (
+    "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "random_prefix_len", "rate_steps", "arrivals_path",
+    "time_scale", "sonnet_input_len", "sonnet_output_len", "sonnet_prefix_len", "num_prefixes", "prefix_len",
+    "suffix_len", "prefix_output_len", "session_turns", "session_think_s", "custom_output_len", "hf_subset", "hf_split",
+)  # fmt: skip
+_DEFAULTS = {f.name: f.default for f in fields(WorkloadSpec)}
+
+
+def parse_steps(text: str) -> tuple[tuple[float, float], ...]:
+    """ "2:30,4:30" -> ((2, 30), (4, 30)): requests per second, seconds.  Raises ConfigError."""
+    steps = []
+    for part in text.split(","):
+        rate, _, length = part.partition(":")
+        try:
+            steps.append((float(rate), float(length)))
+        except ValueError:
+            steps.append((math.nan, math.nan))
+    if not all(0 < rate < math.inf and 0 < length < math.inf for rate, length in steps):
+        raise ConfigError(f"rate_steps must be RATE:SECONDS pairs such as 2:30,4:30, not {text!r}")
+    return tuple(steps)
 
 
 def _one_of(key: str, value: object, accepted: tuple[str, ...]) -> None:

@@ -140,7 +140,7 @@ def test_without_any_tokenizer_it_says_what_would_help(tmp_path: Path) -> None:
 
 
 def test_answers_are_read_on_the_way_when_too_many_bytes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.lab.client.run.MAX_UNREAD_BYTES", 100)
+    monkeypatch.setattr("headrace.lab.client.shard.MAX_UNREAD_BYTES", 100)
     with ScriptedServer() as server:
         result = measure(server.url, SMALL, tmp_path / "run", model="tiny")
     assert result.metrics["completed"] == 12

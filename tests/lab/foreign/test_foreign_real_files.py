@@ -135,10 +135,10 @@ def test_nothing_is_skipped_in_silence(shared_data: Path) -> None:
 def test_no_two_runs_of_the_real_files_are_pooled(shared_data: Path) -> None:
     """None is a repeat of another but the sweep's two, which are a factor of two apart."""
     imported = read_paths([shared_data / "bench-logs", shared_data / "bench-json"])
-    assert (len(imported.runs), sum("warm-up" in reason for _, reason in imported.skipped)) == (222, 1)
+    assert (len(imported.runs), sum("warm-up" in reason for _, reason in imported.skipped)) == (238, 1)
     cells = study_from_runs(imported.runs, "s", "S").cells
     assert [cell.name for cell in cells if len(cell.runs) > 1] == []
-    assert len(cells) == 220  # without two exact duplicates, the summary of the sweep
+    assert len(cells) == 236  # without two exact duplicates, the summary of the sweep
     assert not any(run.source.startswith(("/", "..")) for run in imported.runs)
 
 

@@ -15,7 +15,8 @@ CHUNKED = "enable_chunked_prefill"
 PROMPT_LENGTH = "mean_input_len"
 # Settings that tell two cells apart, in the order in which they appear in a cell's name.
 IDENTITY = (
-    "model", "version", "client", "backend", "dataset", "random_input_len", PROMPT_LENGTH, "random_output_len", "policy",
+    "model", "version", "client", "backend", "dataset", "random_input_len", PROMPT_LENGTH, "random_output_len",
+    "policy",
     CHUNKED, BUDGET, "max_num_seqs", "max_model_len", "enable_prefix_caching", "tensor_parallel_size", "quantization",
     "dtype", "gpu_memory_utilization", "enforce_eager", "num_prompts", "request_rate", "ramp_up_strategy",
     "ramp_up_start_rps", "ramp_up_end_rps", "burstiness", "max_concurrency", "profile",

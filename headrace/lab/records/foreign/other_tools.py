@@ -36,7 +36,7 @@ def read_report(item: Mapping[str, Any], source: str) -> tuple[RunResult, ...] |
     return None
 
 
-# -- GuideLLM -----------------------------------------------------------------------------------------------------------
+# -- GuideLLM --------------------------------------------------------------------------------------------------------
 
 
 def _is_guidellm(item: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ def _successful(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-# -- AIPerf -------------------------------------------------------------------------------------------------------------
+# -- AIPerf ----------------------------------------------------------------------------------------------------------
 
 
 def _is_aiperf(item: Mapping[str, Any]) -> bool:
@@ -125,7 +125,7 @@ def _aiperf(item: Mapping[str, Any], source: str) -> tuple[RunResult, ...]:
     return (RunResult(source, settings, metrics, (_AIPERF_ITL,)),)
 
 
-# -- inference-perf -----------------------------------------------------------------------------------------------------
+# -- inference-perf --------------------------------------------------------------------------------------------------
 
 
 def _is_inference_perf(item: Mapping[str, Any]) -> bool:
@@ -171,7 +171,7 @@ def _inference_perf(item: Mapping[str, Any], source: str) -> tuple[RunResult, ..
     return (RunResult(source, settings, metrics, tuple(warnings)),)
 
 
-# -- common -------------------------------------------------------------------------------------------------------------
+# -- common ----------------------------------------------------------------------------------------------------------
 
 _READERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Callable[..., tuple[RunResult, ...]]], ...] = (
     (_is_guidellm, _guidellm),
