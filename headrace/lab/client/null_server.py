@@ -115,7 +115,7 @@ class NullServer:
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is sys.stdin:
-                self._stop = not os.read(sys.stdin.fileno(), 1000)
+                self._stop = not os.read(0, 1000)
             else:
                 self._read(key.data)
 

@@ -6,6 +6,7 @@ monotonic time that both noted; how far the wall clocks are apart is asked for, 
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,7 +46,7 @@ def run_on_ray(
     """
     if ray is None:
         try:
-            import ray
+            ray = importlib.import_module("ray")
         except ModuleNotFoundError:
             raise ConfigError("--ray needs the package ray: pip install 'headrace[ray]'") from None
     try:

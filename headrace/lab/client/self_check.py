@@ -118,8 +118,8 @@ def judge(records: Sequence[RequestRecord], cost: ClientCost, *, paced: bool) ->
         warn.append(f"the client used {cpu:.0f} % of a core: it may have been the bottleneck")
     if cost.others_share is not None and cost.others_share > MAX_OTHERS_SHARE:
         warn.append(
-            f"others than client and server used {cost.others_share:.0%} of the machine's processors: the figures are "
-            "slower than they would be alone"
+            f"other processes used {cost.others_share:.0%} of the machine's processors, beside client and server: the "
+            "figures are slower than they would be alone"
         )
     if cost.calibration is not None and cost.calibration.p99_ms > MIN_SEND_LAG_NS / 1e6:
         warn.append(

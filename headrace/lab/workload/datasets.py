@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +94,7 @@ def hub(spec: WorkloadSpec, tokenizer: TextTokenizer) -> list[Drawn]:
     Raises ConfigError without the package, without a network, and for rows that have no text.
     """
     try:
-        from datasets import load_dataset
+        load_dataset = importlib.import_module("datasets").load_dataset
     except ModuleNotFoundError:
         raise ConfigError("dataset_name hf needs the package datasets: pip install 'headrace[datasets]'") from None
     name = str(spec.dataset_path)

@@ -1,0 +1,114 @@
+"""headrace's client and `vllm bench serve` in turn on one server: do they agree on what they define alike?
+
+    python benchmarks/client_agreement.py --server headrace --model DIRECTORY --client /path/to/vllm
+    python benchmarks/client_agreement.py --server vllm --model DIRECTORY --client /path/to/vllm
+
+Starts the server, runs both clients in turn on the same constant arrivals and lengths, and prints the median of each
+metric over the rounds for both, with their difference.  The seed changes with the round, so no prompt comes twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+KEYS = (
+    *("completed", "total_input_tokens", "total_output_tokens", "duration", "request_throughput", "output_throughput"),
+    *(f"{word}_{metric}_ms" for metric in ("ttft", "tpot", "itl", "e2el") for word in ("mean", "median", "p90")),
+)
+PORT = 18753
+
+
+def start(args: argparse.Namespace, log: Path) -> subprocess.Popen[bytes]:
+    common = ["--port", str(PORT), "--host", "127.0.0.1", "--max-model-len", "2048"]
+    if args.server == "headrace":
+        command = [sys.executable, "-m", "headrace.cli.main", "serve", args.model, *common]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    else:
+        command = [args.client, "serve", args.model, *common, "--max-num-batched-tokens", "512", "--max-num-seqs", "64"]
+        environment = {
+            **os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }  # fmt: skip
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended:\n{log.read_text()[-3000:]}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=2):
+                return process
+        except OSError:
+            time.sleep(1)
+    raise SystemExit("the server did not become ready")
+
+
+def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict[str, float]:
+    vllm = [args.client, "bench", "serve", "--backend", "openai"]
+    ours = [sys.executable, "-m", "headrace.cli.main", "bench"]
+    name = f"{tool}-{seed}.json"
+    command = [
+        *(vllm if tool == "vllm" else ours),
+        *("--base-url", f"http://127.0.0.1:{PORT}", "--model", args.model, "--dataset-name", "random"),
+        *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len)),
+        *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", "inf"),
+        *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
+        *("--save-result", "--result-dir", str(where), "--result-filename", name, "--disable-tqdm"),
+    ]
+    if tool == "vllm":
+        command[command.index("inf")] = "1e9"  # its parser has no word for a constant rate, a narrow gamma is one
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    if done.returncode not in (0, 4):
+        raise SystemExit(f"{tool} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
+    result: dict[str, float] = json.loads((where / name).read_text())
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--server", choices=("headrace", "vllm"), required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--client", required=True, help="the vllm executable")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--input-len", type=int, default=64)
+    parser.add_argument("--output-len", type=int, default=32)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        server = start(args, directory / "server.log")
+        found: dict[str, list[dict[str, float]]] = {"headrace": [], "vllm": []}
+        try:
+            measure("headrace", args, 999, directory)  # the first requests warm the server up
+            for number in range(args.rounds):
+                order = ["headrace", "vllm"] if number % 2 == 0 else ["vllm", "headrace"]
+                for tool in order:
+                    found[tool].append(measure(tool, args, 2 * number + (tool == "vllm"), directory))
+                    print(tool, {key: round(found[tool][-1][key], 2) for key in KEYS}, flush=True)
+        finally:
+            server.terminate()
+            server.wait(60)
+    print(f"\nserver: {args.server}; {args.rounds} rounds in turn, medians (lowest to highest)")
+    print(f"{'':<24} {'headrace':>30} {'vllm bench serve':>30} {'difference':>11}")
+    for key in KEYS:
+        a, b = ([one[key] for one in found[tool]] for tool in ("headrace", "vllm"))
+        ours, theirs = statistics.median(a), statistics.median(b)
+        shown = [
+            f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" if len(x) > 1 else f"{x[0]:.2f}"
+            for x in (a, b)
+        ]
+        print(f"{key:<24} {shown[0]:>30} {shown[1]:>30} {(ours - theirs) / theirs:>+11.1%}")
+
+
+if __name__ == "__main__":
+    main()
