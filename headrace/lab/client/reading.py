@@ -53,7 +53,7 @@ def bounded(text: str) -> str:
 class _Reader:
     def __init__(self, record: RequestRecord) -> None:
         self._record = record
-        self._texts: list[str] = []
+        self._texts: dict[str, list[str]] = {"content": [], "reasoning": [], "tool_call": []}
         self._done = False
 
     def fail(self, error_class: str, error: str) -> None:
@@ -77,6 +77,8 @@ class _Reader:
         if message.event == b"error" or body.get("error"):
             self.fail("server_error_event", json.dumps(body.get("error", body), ensure_ascii=False))
             return
+        if not record.chunks and isinstance(body.get("id"), str):
+            record.extra["response_id"] = bounded(body["id"])  # the server's name for the request, in its own logs too
         choices = body.get("choices")
         if isinstance(choices, list) and choices:
             record.chunks.append(ChunkStamp(t_ns, self._kind([c for c in choices if isinstance(c, dict)])))
@@ -94,30 +96,37 @@ class _Reader:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
             record.extra["cached_tokens"] = cached
+        details = usage.get("completion_tokens_details")
+        if isinstance(details, dict) and isinstance(reasoned := details.get("reasoning_tokens"), int):
+            record.extra["reasoning_tokens"] = reasoned
 
     def _kind(self, choices: list[dict[str, Any]]) -> str:
         """What a message carried: the strongest of content, reasoning, tool_call, role, empty."""
-        kind = "empty"
+        kinds = {"empty"}
         for choice in choices:
             if reason := choice.get("finish_reason"):
                 self._record.finish_reason = str(reason)
             delta = choice.get("delta")
             if not isinstance(delta, dict):
                 delta = {"content": choice.get("text")}
-            if isinstance(content := delta.get("content"), str) and content:
-                self._texts.append(content)
-                return "content"
-            if delta.get("reasoning_content") or delta.get("reasoning"):
-                kind = "reasoning"
-            elif delta.get("tool_calls") or delta.get("function_call"):
-                kind = "tool_call"
-            elif kind == "empty" and delta.get("role"):
-                kind = "role"
-        return kind
+            reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+            for kind, text in (("content", delta.get("content")), ("reasoning", reasoning)):
+                if isinstance(text, str) and text:
+                    self._texts[kind].append(text)
+                    kinds.add(kind)
+            if calls := delta.get("tool_calls") or delta.get("function_call"):
+                self._texts["tool_call"] += _call_texts(calls)
+                kinds.add("tool_call")
+            if delta.get("role"):
+                kinds.add("role")
+        return next(kind for kind in ("content", "reasoning", "tool_call", "role", "empty") if kind in kinds)
 
     def finish(self, raw: bytes, content_type: str) -> None:
         record = self._record
-        record.output_text = "".join(self._texts)
+        record.output_text = "".join(self._texts["content"])
+        for kind, key in (("reasoning", "reasoning_text"), ("tool_call", "tool_text")):
+            if self._texts[kind]:
+                record.extra[key] = "".join(self._texts[kind])
         if record.error_class is not None:
             return
         body = raw.decode("utf-8", "replace")
@@ -127,3 +136,13 @@ class _Reader:
         elif not self._done and record.finish_reason is None:
             # A body that ends cleanly in the middle, as a proxy or a killed worker leaves it.
             self.fail("disconnected", f"the stream ended after {len(record.chunks)} messages, before its last one")
+
+
+def _call_texts(calls: Any) -> list[str]:
+    """Names and arguments of tool calls, as they stream in: they are generated tokens, too."""
+    texts = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            texts += [text for key in ("name", "arguments") if isinstance(text := function.get(key), str)]
+    return texts

@@ -264,9 +264,11 @@ def cache_warnings(spec: WorkloadSpec, records: Sequence[RequestRecord], served:
 def _recount(records: list[RequestRecord], tokenizer: TextTokenizer) -> None:
     """Count the answers' tokens ourselves: all with a local tokenizer, with a server's only where it sent no count."""
     for record in records:
-        if record.output_text and (tokenizer.local or record.output_tokens_server is None):
+        texts = (record.extra.get("reasoning_text"), record.output_text, record.extra.get("tool_text"))
+        if any(texts) and (tokenizer.local or record.output_tokens_server is None):
             try:
-                record.output_tokens_retokenized = len(tokenizer.encode(record.output_text, special=False))
+                counts = [len(tokenizer.encode(text, special=False)) for text in texts if text]
+                record.output_tokens_retokenized = sum(counts)
             except ConfigError:
                 return  # the server has gone: the missing counts are reported with the result
 

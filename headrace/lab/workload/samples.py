@@ -106,9 +106,7 @@ def spec_lengths(spec: WorkloadSpec) -> list[tuple[int, int]]:
     if spec.dataset_name == "shared-prefix":
         return [(spec.prefix_len + spec.suffix_len, spec.prefix_output_len)] * spec.num_prompts
     if spec.dataset_name in FIXED_LENGTHS:
-        raise ConfigError(
-            f"the dataset {spec.dataset_name} is real text: its lengths are known only to a tokenizer"
-        )
+        raise ConfigError(f"the dataset {spec.dataset_name} is real text: its lengths are known only to a tokenizer")
     return _conversation(spec) if spec.dataset_name == "conversation" else _random(spec)
 
 
