@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,18 +30,29 @@ PORT = 18753
 
 def start(args: argparse.Namespace, log: Path) -> subprocess.Popen[bytes]:
     common = ["--port", str(PORT), "--host", "127.0.0.1", "--max-model-len", "2048"]
+    eager = ["--enforce-eager"] if args.eager else []
     if args.server == "headrace":
         command = [sys.executable, "-m", "headrace.cli.main", "serve", args.model, *common]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     else:
-        command = [args.client, "serve", args.model, *common, "--max-num-batched-tokens", "512", "--max-num-seqs", "64"]
+        command = [
+            args.client,
+            "serve",
+            args.model,
+            *common,
+            "--max-num-batched-tokens",
+            "512",
+            "--max-num-seqs",
+            "64",
+            *eager,
+        ]
         environment = {
             **os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"the server ended:\n{log.read_text()[-3000:]}")
@@ -49,6 +61,7 @@ def start(args: argparse.Namespace, log: Path) -> subprocess.Popen[bytes]:
                 return process
         except OSError:
             time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
     raise SystemExit("the server did not become ready")
 
 
@@ -78,6 +91,7 @@ def main() -> None:
     parser.add_argument("--server", choices=("headrace", "vllm"), required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--client", required=True, help="the vllm executable")
+    parser.add_argument("--eager", action="store_true", help="vLLM without its compilation, which takes minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.0)
@@ -96,7 +110,7 @@ def main() -> None:
                     found[tool].append(measure(tool, args, 2 * number + (tool == "vllm"), directory))
                     print(tool, {key: round(found[tool][-1][key], 2) for key in KEYS}, flush=True)
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGTERM)
             server.wait(60)
     print(f"\nserver: {args.server}; {args.rounds} rounds in turn, medians (lowest to highest)")
     print(f"{'':<24} {'headrace':>30} {'vllm bench serve':>30} {'difference':>11}")

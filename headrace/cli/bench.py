@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 
 from headrace import exit_codes
 from headrace.cli.bench_flags import FOREIGN
+from headrace.cli.bench_notes import explain, keep_steps, message
 from headrace.cli.spelling import set_apart
 from headrace.errors import ConfigError, HeadraceError
 
@@ -133,6 +134,7 @@ def bench(
     result_filename: str | None = None,
     dialect: str = "vllm",
     out: str | None = None,
+    step_log: str | None = None,
     disable_tqdm: Annotated[bool, _Flag] = False,
     accepted_flag: Annotated[list[str] | None, Parameter(show=False)] = None,
 ) -> int:
@@ -297,6 +299,9 @@ def bench(
         Form of the block and the file: vllm or vllm-2025.
     out
         A new directory for the run's raw records, every time stamp kept.
+    step_log
+        The file that `headrace serve --step-log FILE --step-log-requests` writes, on this machine: each TTFT and each
+        long gap is explained by what the server did.
     disable_tqdm
         No progress.
     """
@@ -390,6 +395,8 @@ def bench(
     extra_keys = _pairs("--metadata", metadata)
     metrics = tuple(name.strip() for name in percentile_metrics.split(",") if name.strip())
     _check_targets(out, result_dir)
+    if step_log is not None and not Path(step_log).is_file():
+        raise ConfigError(f"--step-log: {step_log} is not there: start the server with --step-log {step_log}")
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port must be from 1 to 65535, not {port}")
 
@@ -435,12 +442,15 @@ def bench(
         if out is not None:
             write_run(Path(out), run.manifest, run.records, interrupted=run.interrupted)
             kept.append(f"raw records: {out}")
+            if step_log is not None:
+                keep_steps(Path(step_log), Path(out))
         if save_result or append_result:
             path = Path(result_dir or ".")
             detail = {"detailed": save_detailed, "append": append_result}
             kept.append(f"result file: {_save(totals, settings, dialect, path, result_filename, **detail)}")
     finally:
         _print(run, totals, spec, settings, dialect)
+        explain(run, step_log)
         for line in kept:
             print(line, file=sys.stderr)
     return _exit_code(run)
@@ -520,22 +530,12 @@ def _print(run: MeasuredRun, totals: VllmMetrics, spec: WorkloadSpec, settings: 
     if errors:
         print("Failed requests during benchmark run detected (capping to 10):", file=sys.stderr)
         for record in errors[:10]:
-            print(f"  request {record.index}: {record.error_class}: {_message(record.error)}", file=sys.stderr)
+            print(f"  request {record.index}: {record.error_class}: {message(record.error)}", file=sys.stderr)
     print(run.verdict.line(), file=sys.stderr)
     for warning in run.result("").warnings:
         print(f"note: {warning}", file=sys.stderr)
     if spec.closed_loop:
         print("note: a closed loop: its tails cannot be compared with those of an open loop", file=sys.stderr)
-
-
-def _message(error: str | None) -> str:
-    """The sentence inside an OpenAI error body, or the start of what there is."""
-    try:
-        body = json.loads(error or "")
-        text = str(body.get("error", body)["message"])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        text = error or "no reason given"
-    return " ".join(text.split())[:300]
 
 
 def _save(

@@ -10,13 +10,14 @@ contrasts    one cell against another: better, worse, the same, or so many more 
 experiment   the plan's own question: against its baseline, or one target against another
 restarts     noise between restarts and within one server
 causes       Little's law, and the cost of a token
+where_time_goes  TTFT in client, network, queue and prefill; what the server did in long gaps
 best         the best cell of a metric and its ties
 headline     which setting, why, and how sure
 """
 
 from __future__ import annotations
 
-from headrace.lab.findings import causes, chunking, compare, experiment, restarts, trust
+from headrace.lab.findings import causes, chunking, compare, experiment, restarts, trust, where_time_goes
 from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
@@ -42,6 +43,8 @@ def explain(study: Study) -> tuple[Finding, ...]:
         *compare.thresholds(table),
         *causes.step_time(table),
         *causes.queueing(table, choice.cell if choice is not None else None),
+        *where_time_goes.time_split(table, choice.cell if choice is not None else None),
+        *where_time_goes.long_gaps(table, choice.cell if choice is not None else None),
         *compare.trends(table),
         *compare.step_mix(table),
         *chunking.on_off(table),

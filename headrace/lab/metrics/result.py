@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from headrace.lab.metrics.breakdown import aggregate_split, explain_run, read_steps
 from headrace.lab.metrics.latency import latency_summary
 from headrace.lab.metrics.vllm import METRICS, vllm_metrics
 from headrace.lab.records.results import Level, RunResult, RunVerdict
 from headrace.lab.records.schema import RequestRecord
 from headrace.lab.records.store import read_run
 
+# A server's step log, where one is kept beside a run.
+STEPS = "steps.jsonl"
 PERCENTILES = (90.0, 95.0, 99.0)
 
 # Fewer chunks than tokens: the gaps between chunks are not the times between tokens.
@@ -77,7 +81,7 @@ def run_result_from_directory(directory: Path) -> RunResult:
     """A stored run's metrics, computed anew.  Raises ConfigError when the run is not finished or damaged."""
     manifest, records = read_run(directory)
     verdict = manifest["verdict"]
-    return run_result_from_records(
+    result = run_result_from_records(
         records,
         source=str(directory),
         settings=manifest["settings"],
@@ -85,6 +89,22 @@ def run_result_from_directory(directory: Path) -> RunResult:
         warnings=manifest["warnings"],
         verdict=RunVerdict(Level(verdict["level"]), tuple(verdict["reasons"])),
     )
+    explained = explained_metrics(manifest, records, (directory / STEPS, directory.parent / STEPS))
+    return replace(result, metrics={**result.metrics, **explained}) if explained else result
+
+
+def explained_metrics(
+    manifest: Mapping[str, Any], records: Sequence[RequestRecord], step_logs: Sequence[Path]
+) -> dict[str, float]:
+    """Where TTFT and long gaps went: exactly, from the first step log that is there; else means from the server's own
+    histograms, then without `explained_share`; empty where there is neither."""
+    for path in step_logs:
+        if path.is_file():
+            pair = manifest["clock_pairs"][0]
+            steps = read_steps(path, pair["wall_ns"] - pair["monotonic_ns"])
+            explanation = explain_run(records, steps)
+            return explanation.metrics() if explanation.splits else {}
+    return aggregate_split(records, manifest.get("server") or {})
 
 
 def _said(verdict: RunVerdict | None) -> tuple[str, ...]:

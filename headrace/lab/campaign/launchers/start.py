@@ -16,6 +16,7 @@ from headrace.lab.campaign.launchers.phases import phase
 from headrace.lab.campaign.launchers.process import ProcessIdentity, ServerProcess, processes_with
 from headrace.lab.campaign.launchers.server import Server
 from headrace.lab.campaign.target import TargetTable
+from headrace.lab.metrics.result import STEPS
 
 Json = Any
 
@@ -85,6 +86,7 @@ class ProcessLauncher:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = self.pick_port()
             line = LINES[self.target.kind](self.target, Start(flags, port, self.served_model, nonce))
+            line = [*line, *_step_log(self.target, flags, log)]
             end = container_end(self.target, nonce)
             process = ServerProcess.start(line, log=log, nonce=nonce, extra_env=self._variables(), container_end=end)
             try:
@@ -166,3 +168,13 @@ class ProcessLauncher:
         doing = phase(log)
         was = f" (its log: still {doing})" if doing != "starting" else ""
         return LaunchError(f"{after}: it {state}{was}", kind="not_ready", log_tail=process.log_tail())
+
+
+def _step_log(target: TargetTable, flags: Mapping[str, Json], log: Path) -> tuple[str, ...]:
+    """headrace's own server says what each step computed: that splits every TTFT and explains every long gap.
+
+    It costs up to 43 us of a step (docs/serving.md).  A plan that asks for a step log of its own keeps it.
+    """
+    if target.kind != "headrace" or target.command is not None or "step-log" in flags:
+        return ()
+    return ("--step-log", str(log.with_name(STEPS)), "--step-log-requests")
