@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Group, Parameter
 
 from headrace.cli import vllm_flags
+from headrace.cli.old_speculation import modernize
 from headrace.cli.spelling import FALSE, TRUE, accept, is_number, split, switch_value
 from headrace.errors import ConfigError
 from headrace.version import VERSION
@@ -96,6 +97,10 @@ def serve(
     ] = None,
     max_num_queued_tokens: Annotated[
         str | None, _flag(SCHEDULING, "Tokens that waiting prompts may have; more get a 429 (default 4M).")
+    ] = None,
+    speculative_config: Annotated[
+        str | None,
+        _flag(SCHEDULING, 'Guess tokens ahead: {"method": "ngram", "num_speculative_tokens": 4} (default: not).'),
     ] = None,
     gpu_memory_utilization: Annotated[
         float | None, _flag(MEMORY, "Share of the free memory for weights and KV cache (default 0.9, and modest).")
@@ -219,7 +224,7 @@ def prepare(argv: Sequence[str]) -> list[str]:
     Flags of vLLM that mean nothing here become `--accepted-flag LINE`; ConfigError for those that cannot be served.
     """
     tokens: list[str] = []
-    rest = list(argv)
+    rest = modernize(argv)
     while rest:
         token = rest.pop(0)
         if not token.startswith("-") or token in ("-", "--") or is_number(token):

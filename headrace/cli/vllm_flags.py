@@ -17,7 +17,6 @@ def _never(why: str, *, switch: bool = False) -> Foreign:
     return Foreign((FALSE,) if switch else (), why, switch)
 
 
-_SPECULATION = _never("there is no speculative decoding")
 _LORA = _never("there are no LoRA adapters", switch=True)
 _TLS = _never("the server speaks plain HTTP; put a proxy in front of it for TLS")
 
@@ -67,12 +66,9 @@ FOREIGN: dict[str, Foreign] = {
     "--stream-interval": Foreign(("1",), "every token is sent as soon as it is text"),
     "--use-v2-block-manager": Foreign(ANY, "there is one block manager", True),
     "--scheduler-delay-factor": Foreign(("0", "0.0"), "prompts are scheduled at once"),
-    "--num-lookahead-slots": Foreign(("0",), "there is no speculative decoding"),
+    "--num-lookahead-slots": Foreign(("0",), "drafts get slots when they are made"),
     "--prefix-caching-hash-algo": Foreign(ANY, "cached blocks are compared token by token"),
     # Features.
-    "--speculative-model": _SPECULATION,
-    "--speculative-config": _SPECULATION,
-    "--num-speculative-tokens": _SPECULATION,
     "--enable-lora": _LORA,
     "--lora-modules": _never("there are no LoRA adapters"),
     "--enable-prompt-adapter": _never("there are no prompt adapters", switch=True),

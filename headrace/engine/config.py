@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from headrace.core.scheduler import SchedulerConfig, Speculation
 from headrace.engine import machine
@@ -14,6 +16,7 @@ from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
 from headrace.engine.models.shape import ModelShape, check_attention_window
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
+from headrace.engine.speculative_config import describe, read_speculative_config
 from headrace.engine.step_log import StepLogConfig, read_step_log_config
 from headrace.errors import ConfigError
 from headrace.sizing import memory as sizing
@@ -140,6 +143,7 @@ class EngineArgs:
     step_log_max_bytes: str | int | None = None
     step_log_requests: bool | None = None
     profiler_config: str | None = None
+    speculative_config: str | Mapping[str, Any] | None = None
 
 
 def scheduler_config(config: EngineConfig) -> SchedulerConfig:
@@ -222,7 +226,8 @@ class _Resolver:
         self.check_quantization(facts, load_format)
         dtype = self.dtype(facts)
         settings = self.scheduler_settings(facts)
-        settings = self.with_memory(settings, facts, dtype)
+        speculation = self.speculation(settings)
+        settings = self.with_memory(settings, facts, dtype, speculation)
         assert settings.kv_tokens is not None
         tokenizer = self.tokenizer(path)
         config = EngineConfig(
@@ -251,6 +256,7 @@ class _Resolver:
             max_num_queued_tokens=self.queued_tokens(),
             step_log=self.step_log(),
             profiler=self.profiler(),
+            speculation=speculation,
         )
         self.say_the_rest(config)
         scheduler_config(config)  # what only the scheduler itself knows to refuse
@@ -400,6 +406,17 @@ class _Resolver:
             raise ConfigError(_refusal(broken[0]))
         return settings
 
+    def speculation(self, settings: ServeSettings) -> Speculation | None:
+        longest = settings.max_model_len if settings.max_model_len > 0 else sys.maxsize
+        speculation = read_speculative_config(
+            self.args.speculative_config,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_model_len=longest,
+        )
+        if speculation is not None:
+            self.say("speculative_config", describe(speculation), "given")
+        return speculation
+
     def max_model_len(self, facts: ModelFacts) -> int:
         given, limit = self.args.max_model_len, facts.shape.max_position_embeddings
         if given is None:
@@ -430,12 +447,17 @@ class _Resolver:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def with_memory(self, settings: ServeSettings, facts: ModelFacts, dtype: str) -> ServeSettings:
+    def with_memory(
+        self, settings: ServeSettings, facts: ModelFacts, dtype: str, speculation: Speculation | None
+    ) -> ServeSettings:
         """Fill in `kv_tokens`, and `max_model_len` where it was left open; check everything."""
         args, size = self.args, DTYPE_BYTES[dtype]
         token_bytes = sizing.kv_bytes_per_token(facts.shape, size)
         block_bytes = token_bytes * settings.block_size
-        activations = sizing.activation_bytes(facts.shape, settings.max_num_batched_tokens, settings.max_num_seqs)
+        # Drafts are sampled as well: that many rows of logits at once, but no more than a step has tokens.
+        rows = settings.max_num_seqs * (1 + (speculation.num_speculative_tokens if speculation else 0))
+        rows = min(rows, settings.max_num_batched_tokens)
+        activations = sizing.activation_bytes(facts.shape, settings.max_num_batched_tokens, rows)
         self.keeps_int4 = self.keep_int4(settings, facts, size)
         weights = facts.weight_bytes(size, keep_int4=self.keeps_int4)
         utilization = self.utilization()

@@ -265,6 +265,7 @@ def _facts(config: EngineConfig) -> dict[str, object]:
         "max_model_len": config.max_model_len,
         "block_size": config.block_size,
         "num_kv_blocks": config.num_kv_blocks,
+        "num_speculative_tokens": config.speculation.num_speculative_tokens if config.speculation else 0,
     }
 
 

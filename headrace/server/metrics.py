@@ -212,6 +212,8 @@ class _SnapshotCollector(Collector):
         for cache in ("external_prefix_cache", "mm_cache"):
             yield self._counter(f"{cache}_queries", "There is no such cache", 0)
             yield self._counter(f"{cache}_hits", "There is no such cache", 0)
+        if self._config.speculation is not None:
+            yield from self._speculation(stats)
         yield self._counter("engine_steps", "Steps of the engine's loop", stats.num_steps, prefix="headrace")
         yield self._gauge(
             "step_seconds_p99", "99th percentile of recent step times", stats.step_seconds_p99, prefix="headrace"
@@ -227,6 +229,19 @@ class _SnapshotCollector(Collector):
             for name, value in self._limits.items():
                 limits.add_metric([*self._labels, name], value)
             yield limits
+
+    def _speculation(self, stats: EngineStats) -> Iterator[CounterMetricFamily]:
+        yield self._counter("spec_decode_num_drafts", "Decodes that were computed with drafts", stats.num_drafts)
+        yield self._counter("spec_decode_num_draft_tokens", "Drafts", stats.num_draft_tokens)
+        yield self._counter("spec_decode_num_accepted_tokens", "Drafts that were right", stats.num_accepted_tokens)
+        family = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafts that were right, by their place behind the token.",
+            labels=(*LABELS, "position"),
+        )
+        for place, count in enumerate(stats.accepted_at):
+            family.add_metric([*self._labels, str(place)], count)
+        yield family
 
     def _gauge(self, name: str, text: str, value: float, prefix: str = "vllm") -> GaugeMetricFamily:
         family = GaugeMetricFamily(f"{prefix}:{name}", f"{text}.", labels=LABELS)
@@ -273,9 +288,15 @@ class _SnapshotCollector(Collector):
         """All of the resolved configuration that is a number, a switch or a word: whoever measures this server can see
         what it runs with, new settings included."""
         values = {field.name: getattr(self._config, field.name) for field in fields(self._config)}
+        speculation = self._config.speculation
+        drafts = dict.fromkeys(("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"), 0)
+        if speculation is not None:
+            drafts = {name: getattr(speculation, name) for name in drafts}
+        method = "none" if speculation is None else "ngram"
+        values |= {"policy": self._config.policy, "speculative_method": method, **drafts}
         settings = {
             name: str(value)
-            for name, value in {**values, "policy": self._config.policy}.items()
+            for name, value in values.items()
             if isinstance(value, bool | int | float | str) and name not in _PRIVATE
         }
         family = GaugeMetricFamily("headrace:config_info", "The resolved configuration.", labels=(*LABELS, *settings))

@@ -24,12 +24,15 @@ def line(now: EngineStats, before: EngineStats, seconds: float) -> str | None:
     used = 1 - now.kv_blocks_free / max(1, now.kv_blocks_total)
     queries = now.prefix_cache_queries - before.prefix_cache_queries
     hits = now.prefix_cache_hits - before.prefix_cache_hits
+    drafts = now.num_draft_tokens - before.num_draft_tokens
+    accepted = now.num_accepted_tokens - before.num_accepted_tokens
+    speculation = f", Draft acceptance rate: {100 * accepted / drafts:.1f}%" if drafts else ""
     return (
         f"Engine 000: Avg prompt throughput: {prompt / seconds:.1f} tokens/s, "
         f"Avg generation throughput: {generated / seconds:.1f} tokens/s, "
         f"Running: {now.num_running} reqs, Waiting: {now.num_waiting} reqs, "
         f"GPU KV cache usage: {100 * used:.1f}%, "
-        f"Prefix cache hit rate: {100 * hits / max(1, queries):.1f}%"
+        f"Prefix cache hit rate: {100 * hits / max(1, queries):.1f}%{speculation}"
     )
 
 

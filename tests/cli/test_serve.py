@@ -43,6 +43,14 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
         (["demo"], {"model": "demo"}),
         (["--model", "demo"], {"model": "demo"}),
         (["--max-num-seqs", "64"], {"max_num_seqs": 64}),
+        (["--speculative-config", '{"method": "ngram"}'], {"speculative_config": '{"method": "ngram"}'}),
+        (
+            ["--speculative-model", "[ngram]", "--num-speculative-tokens=5", "--ngram-prompt-lookup-max", "4"],
+            {
+                "speculative_config": '{"model": "[ngram]", "num_speculative_tokens": 5, "prompt_lookup_max": 4, '
+                '"prompt_lookup_min": 1}'
+            },
+        ),
         (["--max_num_seqs=64"], {"max_num_seqs": 64}),
         (["--max-model-len", "4k"], {"max_model_len": "4k"}),
         (["--max-model-len", "-1"], {"max_model_len": "-1"}),
@@ -99,7 +107,10 @@ def test_what_vllm_knows_and_we_need_not_is_accepted_with_a_reason() -> None:
         ("--quantization gptq", "--quantization gptq: the model's weights are not quantised"),
         ("--kv_cache_dtype fp8", "--kv-cache-dtype fp8 is not supported"),
         ("--enable-lora", "--enable-lora is not supported: there are no LoRA adapters; leave it out"),
-        ("--speculative-model x", "there is no speculative decoding; leave it out"),
+        ("--speculative-model x --num-speculative-tokens 2", "\"model\" is 'x', but drafts come from n-grams only"),
+        ("--num-speculative-tokens 2", '--num-speculative-tokens needs --speculative-model "[ngram]"'),
+        ("--speculative-config {} --ngram-prompt-lookup-max 2", "say the same thing; give only the second"),
+        ("--speculative-config ngram", "'ngram' is no JSON object"),
         ("--gpus all", "--gpus is an option of `docker run`, not of the server"),
         ("--ipc=host", "--ipc is an option of `docker run`"),
         ("-v /a:/b", "-v is an option of `docker run`"),

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_harness import in_loop, serving
 
 from headrace.core.request import FinishReason
+from headrace.core.scheduler import Speculation
 from headrace.engine.async_engine import EngineStats, FinishedRequest
 from headrace.server.metrics import ServerMetrics, buckets_1_2_5
 from headrace.server.periodic_log import line
@@ -133,3 +134,31 @@ def test_the_periodic_line_reads_as_vllms() -> None:
         "Running: 3 reqs, Waiting: 2 reqs, GPU KV cache usage: 25.0%, Prefix cache hit rate: 25.0%"
     )
     assert line(before, before, 10.0) is None
+
+
+def test_speculation_is_counted_and_stated_where_it_is_on() -> None:
+    from dataclasses import replace
+
+    stats = replace(
+        ScriptedEngine().stats(), num_drafts=3, num_draft_tokens=8, num_accepted_tokens=5, accepted_at=(3, 2)
+    )
+    config = replace(CONFIG, speculation=Speculation(2, 4, 2))
+    text = scrape(ServerMetrics(config, "scripted", lambda: stats))
+    for family, value in (("num_drafts", 3), ("num_draft_tokens", 8), ("num_accepted_tokens", 5)):
+        assert re.search(rf"^vllm:spec_decode_{family}_total\{{[^}}]*\}} {value}\.0$", text, flags=re.MULTILINE)
+    places = re.findall(r'^vllm:spec_decode_num_accepted_tokens_per_pos_total\{.*position="(\d)"\} (\S+)', text, re.M)
+    assert places == [("0", "3.0"), ("1", "2.0")]
+    stated = re.search(r"^headrace:config_info\{(.*)\} 1.0$", text, flags=re.MULTILINE)
+    assert stated is not None
+    for setting in ('speculative_method="ngram"', 'num_speculative_tokens="2"', 'prompt_lookup_max="4"'):
+        assert setting in stated[1]
+    assert "spec_decode" not in scrape(idle_metrics())
+
+
+def test_the_periodic_line_tells_how_good_the_drafts_are() -> None:
+    from dataclasses import replace
+
+    before = replace(ScriptedEngine().stats(), num_running=1)
+    now = replace(before, num_draft_tokens=8, num_accepted_tokens=6)
+    text = line(now, before, 10.0)
+    assert text is not None and text.endswith("Draft acceptance rate: 75.0%")
