@@ -17,12 +17,14 @@ headline     which setting, why, and how sure
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from headrace.lab.findings import causes, chunking, compare, experiment, restarts, trust, where_time_goes
 from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
 from headrace.lab.findings.run_warnings import with_disturbance
-from headrace.lab.findings.table import build
+from headrace.lab.findings.table import Table, build
 from headrace.lab.findings.undecided import undecided
 from headrace.lab.records.results import Study
 
@@ -36,10 +38,27 @@ def explain(study: Study) -> tuple[Finding, ...]:
     that lacks what it needs says nothing.
     """
     table = build(study)
+    targets = list(dict.fromkeys(cell.settings.get(experiment.TARGET) for cell in table.cells))
+    claims = (headline(table), *experiment.comparisons(table))
+    if len(targets) < 2:
+        claims += _of_one_target(table)
+    for target in targets if len(targets) > 1 else ():
+        # What a setting does is a question to one server at a time.
+        cells = tuple(cell for cell in study.cells if cell.settings.get(experiment.TARGET) == target)
+        of_target = _of_one_target(build(replace(study, cells=cells)))
+        claims += tuple(replace(one, id=f"{one.id}.{target}", claim=f"On {target}: {one.claim}") for one in of_target)
+    return (
+        *with_disturbance(table, claims),
+        *restarts.levels(study.cells),
+        *trust.left_out(table),
+        *trust.not_measured(table),
+        *trust.caveats(table),
+    )
+
+
+def _of_one_target(table: Table) -> tuple[Finding, ...]:
     choice = choose(table)
-    claims = (
-        headline(table),
-        *experiment.comparisons(table),
+    return (
         *compare.thresholds(table),
         *causes.step_time(table),
         *causes.queueing(table, choice.cell if choice is not None else None),
@@ -49,11 +68,4 @@ def explain(study: Study) -> tuple[Finding, ...]:
         *compare.step_mix(table),
         *chunking.on_off(table),
         *undecided(table),
-    )
-    return (
-        *with_disturbance(table, claims),
-        *restarts.levels(study.cells),
-        *trust.left_out(table),
-        *trust.not_measured(table),
-        *trust.caveats(table),
     )

@@ -14,7 +14,7 @@ from headrace.lab.records.results import Cell, Json
 BASELINE, RESOLUTION_FACT = "baseline", "resolution"
 TARGET = "target"
 METRICS = ("output_throughput", "mean_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_itl_ms")
-_MAX_QUOTED = 4
+_MAX_QUOTED = 3
 
 
 def pairs(cells: Sequence[Cell], facts: Mapping[str, Json]) -> tuple[str, list[tuple[Cell, Cell]]]:
@@ -69,8 +69,16 @@ def _finding(table: Table, words: str, metric: str, made: Sequence[Contrast]) ->
             widest = max(one.largest for one in some)
             parts.append(f"no difference larger than {percent(widest)} in {_names([one.b for one in some])}")
             continue
+        if len(some) > _MAX_QUOTED and end is not End.UNDECIDED:
+            sizes, ends = [abs(one.change) for one in some], [abs(x) for one in some for x in (one.low, one.high)]
+            which = "all" if len(some) == len(made) else f"{len(some)} of"
+            parts.append(
+                f"{end} in {which} {len(made)} by {percent(min(sizes))} to {percent(max(sizes))} (the intervals from "
+                f"{percent(min(ends))} to {percent(max(ends))})"
+            )
+            continue
         said = [f"{one.b} {one.words()}" for one in some[:_MAX_QUOTED]]
-        more = [f"and {plural(len(some) - _MAX_QUOTED, 'other')} {end}"] if len(some) > _MAX_QUOTED else []
+        more = [f"and {len(some) - _MAX_QUOTED} more {end}"] if len(some) > _MAX_QUOTED else []
         parts.append("; ".join([*said, *more]))
     claim = f"{words}, {METRIC_WORDS[metric]}: {'; '.join(parts)}."
     cells = {cell.name: cell for cell in table.same_load}

@@ -154,7 +154,12 @@ def _setting(cell: Cell, key: str) -> Json:
 
 
 def describe(cell: Cell, factor: Factor | None) -> str:
-    """The cell's setting in words: "chunked prefill with a budget of 256 tokens"."""
+    """The cell's setting in words: "chunked prefill with a budget of 256 tokens", and on which target."""
+    target = cell.settings.get("target")
+    return _setting_of(cell, factor) + (f" on {target}" if isinstance(target, str) and target else "")
+
+
+def _setting_of(cell: Cell, factor: Factor | None) -> str:
     chunked = cell.settings.get(CHUNKED)
     first = {True: "chunked prefill", False: "chunked prefill off"}.get(chunked) if isinstance(chunked, bool) else None
     x = factor.value(cell) if factor is not None else None

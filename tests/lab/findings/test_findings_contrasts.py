@@ -72,7 +72,7 @@ def test_the_same_with_real_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Short runs of the real client against three scripted servers, visited in random order: two answer after 60 ms,
     the third after 66 ms."""
     server = Path(__file__).parents[1] / "campaign" / "fake_server.py"
-    spec = WorkloadSpec(num_prompts=8, scale=0.02, max_concurrency=2, tokenizer=str(demo_tokenizer()))
+    spec = WorkloadSpec(num_prompts=6, scale=0.02, max_concurrency=3, tokenizer=str(demo_tokenizer()))
     ports = {"a": probe.free_port(), "again": probe.free_port(), "slower": probe.free_port()}
     delays = {"a": 60, "again": 60, "slower": 66}
     servers = [
