@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from headrace.lab.report.text import count, decimals, figure, unbroken, without_shared_start
-from headrace.lab.report.view import COMPLETED, FAILED, RESULT_COLUMNS, CellView, Metric, StudyView
+from headrace.lab.report.view import COMPLETED, FAILED, RESULT_COLUMNS, SERVER_COLUMNS, CellView, Metric, StudyView
 
 esc = html.escape
 _REQUESTS = (COMPLETED, FAILED)
@@ -35,7 +35,28 @@ def results(view: StudyView) -> str:
     if any(cell.n_runs > 1 for cell in view.cells):
         caption += "; with repeats: mean and, below it, lowest to highest"
     long_names = " long" if max(map(len, names), default=0) > 20 else ""
-    return _table(view, f"results sortable{long_names}", caption, head, body)
+    return _table(view, f"results sortable{long_names}", caption, head, body) + _server(view)
+
+
+def _server(view: StudyView) -> str:
+    """What the server counted in each measured cell; nothing where none counts."""
+    columns = [metric for metric in SERVER_COLUMNS if _worth_a_column(metric, view.cells)]
+    cells = [cell for cell in view.cells if any(metric.key in cell.values for metric in columns)]
+    if not cells:
+        return ""
+    head = '<th scope="col">cell</th>' + "".join(
+        f'<th scope="col" title="{esc(metric.label)}">{esc(metric.short)} {esc(metric.unit)}</th>' for metric in columns
+    )
+    body = "".join(
+        f'<tr><th scope="row">{_link(cell)}</th>'
+        + "".join(
+            f'<td class="num">{figure(cell.values[metric.key].mean) if metric.key in cell.values else "–"}</td>'
+            for metric in columns
+        )
+        + "</tr>"
+        for cell in cells
+    )
+    return _table(view, "server", "By the server's own count (means over the runs)", head, body)
 
 
 def _worth_a_column(metric: Metric, cells: Sequence[CellView]) -> bool:

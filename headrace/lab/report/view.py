@@ -78,6 +78,24 @@ RESULT_COLUMNS: tuple[Metric, ...] = (
     FAILED,
 )
 
+# What the server itself counted, where it counts: beside the client's figures, never among them.
+SERVER_COLUMNS: tuple[Metric, ...] = (
+    Metric("server_mean_queue_ms", "Mean time in the server's queue", "queue", "ms"),
+    Metric("server_mean_prefill_ms", "Mean time from scheduling to the first token", "prefill", "ms"),
+    Metric("server_mean_decode_ms", "Mean time from the first token to the end", "decode", "ms"),
+    Metric("server_mean_running", "Mean sequences in the batch", "running", "mean"),
+    Metric("server_max_running", "Most sequences in the batch", "running", "most"),
+    Metric("server_max_waiting", "Most requests in the queue", "waiting", "most"),
+    Metric("server_max_kv_use", "Largest share of the KV cache in use", "KV use", "most"),
+    Metric("server_mean_step_tokens", "Mean tokens of a step", "step", "tokens"),
+    Metric("server_num_steps", "Steps", "steps", ""),
+    Metric("server_num_preemptions", "Preemptions", "preempted", ""),
+    Metric("server_prefix_cache_hit_rate", "Share of prompt tokens found in the prefix cache", "cache hits", "share"),
+    Metric("gpu_mean_power_w", "Mean power of all GPUs", "power", "W"),
+    Metric("gpu_mean_sm_mhz", "Mean clock of the GPUs", "clock", "MHz"),
+    Metric("gpu_mean_load", "Mean load of the GPUs", "load", "share"),
+)
+
 ROLE_WORDS = {True: ("on", "chunked prefill on"), False: ("off", "chunked prefill off")}
 UNSTATED_ROLE = ("unset", "chunked prefill not stated")
 ROLE_LABELS = {**dict(ROLE_WORDS.values()), UNSTATED_ROLE[0]: UNSTATED_ROLE[1]}

@@ -88,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(status, text)
         if self.behaviour == "resets":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()  # it holds the socket open
             return self.connection.close()
         if self.behaviour == "fails one in three" and count % 3 == 0:
             return self.answer(500, {"error": {"message": "not this one"}})

@@ -13,7 +13,7 @@ from report_worlds import FINDING, campaign, measured, study
 
 from headrace.lab.findings import explain
 from headrace.lab.findings.finding import Finding
-from headrace.lab.records.results import Study
+from headrace.lab.records.results import Cell, CellStatus, RunResult, Study
 from headrace.lab.report.data import study_view
 from headrace.lab.report.page import inert_json, page_html, plotly_script
 from headrace.lab.report.text import decimals, percent, unbroken, without_shared_start
@@ -203,3 +203,14 @@ def test_an_empty_study_still_gives_a_page() -> None:
 def test_a_study_in_which_everything_failed_says_so() -> None:
     text = page(study(*(cell for cell in campaign().cells if not cell.runs)))
     assert "Nothing to compare" in text and text.count('class="still"') == 12
+
+
+def test_what_the_server_counted_stands_in_a_table_of_its_own() -> None:
+    counted = {"duration": 10.0, "completed": 5.0, "server_mean_queue_ms": 1234.0, "server_max_kv_use": 0.25}
+    cells = (
+        Cell("a", {}, CellStatus.OK, (RunResult("a/1", {}, counted),)),
+        Cell("b", {}, CellStatus.OK, (RunResult("b/1", {}, {"duration": 9.0, "completed": 5.0}),)),
+    )
+    page = page_html([study_view(Study("s", "t", "measured", cells), (), 0)])
+    table = page[page.index("By the server") :].partition("</table>")[0]
+    assert "1,234" in table and "0.25" in table and "preempted" not in table
