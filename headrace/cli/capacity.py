@@ -100,7 +100,12 @@ def capacity(
         model = served[0]
     console = Console(highlight=False, soft_wrap=True)
     trials = _Trials(url, model, spec, level, out, console)
-    found = Search(trials.met, start_rate, min_rate, max_rate, 1 + tolerance / 100, confidence / 100, max_runs).run()
+    search = Search(trials.met, start_rate, min_rate, max_rate, 1 + tolerance / 100, confidence / 100, max_runs)
+    try:
+        found = search.run()
+    except _UnbelievableError as error:
+        console.print(str(error), markup=False, style="bold red")
+        return exit_codes.INVALID_RUN
     words = " and ".join(map(str, level))
     report = {
         "schema_version": 1,
@@ -134,6 +139,10 @@ def capacity(
         style="bold",
     )
     return exit_codes.OK
+
+
+class _UnbelievableError(Exception):
+    """A run whose own client calls it INVALID: neither kept nor not kept."""
 
 
 class _Trials:
@@ -183,5 +192,5 @@ class _Trials:
                 raise ConfigError(f"--slo: no run has the metric {one.metric!r}")
         if result.invalid and result.metrics.get("failed", 0) == 0:
             reasons = result.verdict.reasons if result.verdict is not None else ()
-            raise LaunchError(f"{directory}: the client itself was too slow: {' '.join(reasons)}", kind="client")
+            raise _UnbelievableError(f"{directory} cannot be believed: {'; '.join(reasons)}")
         return result

@@ -51,7 +51,7 @@ FAULTS = (
     Fault("completions are missing", "protocol", "http_4xx, 404 page not found"),
     Fault("an error page", "protocol", "no message with choices"),
     Fault("redirects", "protocol", "not one request was served"),
-    Fault("resets", "protocol", "disconnected"),
+    Fault("resets", "protocol", "not one request was served"),
     Fault("garbage", "protocol", "not one request was served"),
     Fault("half a character", "protocol", "not one request was served"),
     Fault("truncated JSON", "protocol", "is not a JSON object"),
