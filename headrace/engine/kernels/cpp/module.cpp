@@ -12,6 +12,7 @@ namespace nb = nanobind;
 namespace headrace {
 
 void bind_probe(nb::module_& module);
+void bind_linear(nb::module_& module);
 
 namespace {
 
@@ -36,4 +37,5 @@ NB_MODULE(_native, module) {
     module.def("set_num_threads", &set_num_threads, nb::arg("count"), Release(),
                "Threads of the pool, the caller included.  Waits for work in progress.");
     bind_probe(module);
+    bind_linear(module);
 }

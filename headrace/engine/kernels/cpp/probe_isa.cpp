@@ -42,28 +42,34 @@ double int8(std::int64_t rounds, float* sink) {
 
 double bf16(std::int64_t rounds, float* sink) { return fp32(rounds, sink); }
 
-// Products of int16 pairs (vpmaddwd) and a sum: what an exact int8 product takes without VNNI.
+// Products of int16 pairs (vpmaddwd) and a sum: what an exact int8 product takes without VNNI.  In assembly, because a
+// compiler computes the product, which is the same each time, only once.
 #if defined(HEADRACE_ISA_avx512)
 using Ints = __m512i;
 HEADRACE_INLINE Ints ints(int x) { return _mm512_set1_epi32(x); }
-HEADRACE_INLINE Ints multiply_add(Ints c, Ints a, Ints b) { return _mm512_add_epi32(c, _mm512_madd_epi16(a, b)); }
-HEADRACE_INLINE void keep(Ints& x) { __asm__ volatile("" : "+v"(x)); }
+HEADRACE_INLINE void multiply_add(Ints& c, Ints a, Ints b) {
+#ifdef HEADRACE_EMULATE
+    c = _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
+#else
+    Ints product;
+    __asm__ volatile("vpmaddwd %2, %3, %0\n\tvpaddd %0, %1, %1" : "=&v"(product), "+v"(c) : "v"(a), "v"(b));
+#endif
+}
 #else
 using Ints = __m256i;
 HEADRACE_INLINE Ints ints(int x) { return _mm256_set1_epi32(x); }
-HEADRACE_INLINE Ints multiply_add(Ints c, Ints a, Ints b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
-HEADRACE_INLINE void keep(Ints& x) { __asm__ volatile("" : "+x"(x)); }
+HEADRACE_INLINE void multiply_add(Ints& c, Ints a, Ints b) {
+    Ints product;
+    __asm__ volatile("vpmaddwd %2, %3, %0\n\tvpaddd %0, %1, %1" : "=&x"(product), "+x"(c) : "x"(a), "x"(b));
+}
 #endif
 
 double int8(std::int64_t rounds, float* sink) {
     Ints chain[CHAINS];
     for (int i = 0; i < CHAINS; ++i) chain[i] = ints(i);
-    Ints a = ints(0x00030005), b = ints(0x0001fffe);
+    const Ints a = ints(0x00030005), b = ints(0x0001fffe);
     for (std::int64_t round = 0; round < rounds; ++round)
-        for (int i = 0; i < CHAINS; ++i) {
-            keep(a);  // or the product, which is the same each time, would be computed once
-            chain[i] = multiply_add(chain[i], a, b);
-        }
+        for (int i = 0; i < CHAINS; ++i) multiply_add(chain[i], a, b);
     for (int i = 0; i < CHAINS; ++i) {
         std::int32_t lane;
         std::memcpy(&lane, &chain[i], 4);

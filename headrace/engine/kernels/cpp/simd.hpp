@@ -19,6 +19,7 @@ namespace headrace::HEADRACE_ISA {
 
 #if defined(HEADRACE_ISA_avx512) || defined(HEADRACE_ISA_avx512_bf16)
 
+#define LANES_ARE_16 1
 constexpr int LANES = 16;
 using Vec = __m512;
 
@@ -60,6 +61,7 @@ HEADRACE_INLINE void store(Bf16* p, Vec v) { _mm256_storeu_si256(reinterpret_cas
 
 #else  // AVX2 and FMA: the floor
 
+#define LANES_ARE_16 0
 constexpr int LANES = 8;
 using Vec = __m256;
 

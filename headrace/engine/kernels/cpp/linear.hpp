@@ -1,0 +1,47 @@
+// y = x Wᵀ + bias, x fp32 [rows, inputs], from weights packed once.
+//
+// Packed weights are panels of 16 outputs; within a panel the inputs follow each other, so one panel is one stream of
+// memory.  How a panel is laid out inside is the business of (format, instruction set): packed weights never leave the
+// process.  Missing outputs of the last panel are zeros.
+//
+// Every output is one chain of multiply-adds over the inputs in their order, whatever the rows, threads and tiles: results are
+// bit-identical for any batch.  (bf16 instructions add two products a link; int8 sums are exact anyway.)
+#pragma once
+
+#include "headrace.hpp"
+
+namespace headrace {
+
+constexpr int PANEL = 16;
+
+enum class Format : int { fp32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+
+struct LinearArgs {
+    Format format;
+    std::int64_t rows, outputs, inputs;
+    std::int64_t group;     // int4: inputs that share a scale, a multiple of 32
+    const float* x;         // [rows, inputs], rows x_stride apart
+    std::int64_t x_stride;
+    const void* weight;     // packed
+    const float* scales;    // int8: [outputs padded to panels]
+    const float* bias;      // [outputs padded to panels] or null
+    const float* residual;  // as y, or null: added last; may be y itself
+    float* y;               // [rows, outputs] or, gated, [rows, outputs / 2]; rows y_stride apart
+    std::int64_t y_stride;
+    bool gated;             // panels alternate gate, up: y = silu(gate) * up
+    void* quantized;        // int8, int4: x as `quantize` left it, for all rows
+};
+
+struct LinearKernels {
+    std::int64_t (*panel_bytes)(Format format, std::int64_t inputs, std::int64_t group);
+    // Source rows [16 * panel, ...) of the weight `source` [outputs, inputs] (fp32, bf16 or int8) into one panel.
+    void (*pack)(Format format, const void* source, std::int64_t outputs, std::int64_t inputs, std::int64_t panel,
+                 void* out);
+    // One output's weights as fp32, e.g. a row of an embedding.
+    void (*unpack)(Format format, const void* weight, std::int64_t output, std::int64_t inputs, float* out);
+    std::int64_t (*quantized_bytes)(const LinearArgs& args);
+    void (*quantize)(const LinearArgs& args, int thread, int threads);
+    void (*run)(const LinearArgs& args, int thread, int threads);
+};
+
+}  // namespace headrace
