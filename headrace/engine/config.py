@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.core.scheduler import SchedulerConfig, Speculation
-from headrace.engine import machine
+from headrace.engine import kernels, machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
@@ -176,7 +176,7 @@ def resolve(
     replace this process's and this processor's own (tests do).
     """
     if native_bf16 is None:
-        native_bf16 = machine.has_native_bf16()
+        native_bf16 = machine.has_native_bf16() or kernels.native() is not None
     return _Resolver(args, os.environ if environ is None else environ, free_memory_bytes, native_bf16).resolve()
 
 

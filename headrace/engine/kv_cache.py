@@ -24,8 +24,17 @@ class KVCache:
     Everything starts as zeros, because masked positions are still multiplied (by an exact 0): they must be finite.
     """
 
-    def __init__(self, shape: ModelShape, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        computed_in: torch.dtype | None = None,
+    ) -> None:
+        """`computed_in`: the dtype of queries and of what is written, `dtype` unless given."""
         self.block_size = block_size
+        self.computed_in = computed_in or dtype
         self.num_blocks = num_blocks
         self.null_block = num_blocks
         self.num_heads = shape.num_kv_heads
@@ -61,7 +70,9 @@ class KVCache:
     def write(self, layer: int, vectors: Tensor, rows: Tensor) -> None:
         """Store keys and values `[tokens or more, 2 * num_kv_heads, head_dim]`, as many tokens as `rows` names."""
         count = rows.shape[0] // self._heads
-        self._rows[layer].index_put_((rows,), vectors[:count].reshape(rows.shape[0], vectors.shape[-1]))
+        self._rows[layer].index_put_(
+            (rows,), vectors[:count].reshape(rows.shape[0], vectors.shape[-1]).to(self._data.dtype)
+        )
 
     def scrub(self, block_ids: Sequence[int]) -> None:
         """Replace NaN and Inf by 0 in these blocks.

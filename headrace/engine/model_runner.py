@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headrace.core.batch import Batch, Chunk, StepResult
+from headrace.engine import kernels
 from headrace.engine.attention import paged
 from headrace.engine.attention.span import Span
 from headrace.engine.config import EngineConfig
@@ -74,13 +75,16 @@ class ModelRunner:
         self.shape = read_model_shape(config.model_path)
         check_attention_window(self.shape, config.max_model_len)
         self._thread = -1
+        self._native = kernels.native()
         self._use_threads()
         dtype = DTYPES[config.dtype]
         source, layout = open_weights(config.model_path, self.shape, dtype, config.load_format, config.seed)
         with torch.inference_mode(), source:
-            loader = Loader(source, layout, self.shape.quantization, dtype, keep_int4=config.keep_int4)
-            self._model = Decoder(self.shape, loader, config.max_model_len, dtype)
-            self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, dtype)
+            loader = Loader(
+                source, layout, self.shape.quantization, dtype, keep_int4=config.keep_int4, native=self._native
+            )
+            self._model = Decoder(self.shape, loader, config.max_model_len)
+            self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, dtype, loader.activations)
         self._scale = self.shape.head_dim**-0.5
 
     def memory_bytes(self) -> dict[str, int]:
@@ -105,7 +109,7 @@ class ModelRunner:
         that oneDNN builds on first use."""
         self._use_threads()
         with torch.inference_mode():
-            for rows in (1, padded_rows(min(self.config.max_num_batched_tokens, 256))):
+            for rows in (1, self._padded(min(self.config.max_num_batched_tokens, 256))):
                 zeros = torch.zeros(rows, dtype=torch.int64)
                 nothing = paged.plan_attention([], [], self._cache, rows, self._scale)
                 hidden = self._model.forward(zeros, zeros, self._cache, zeros[:0], partial(paged.attend, plan=nothing))
@@ -163,7 +167,7 @@ class ModelRunner:
     def _padded_logits(self, hidden: Tensor) -> Tensor:
         """Logits `[rows, vocab_size]`, computed for a number of rows that has its kernel already."""
         rows = hidden.shape[0]
-        return self._model.logits(functional.pad(hidden, (0, 0, 0, padded_rows(rows) - rows)))[:rows]
+        return self._model.logits(functional.pad(hidden, (0, 0, 0, self._padded(rows) - rows)))[:rows]
 
     @staticmethod
     def _failures(values: Tensor, sequences: Sequence[Row], what: str) -> dict[str, str]:
@@ -193,7 +197,7 @@ class ModelRunner:
             positions.append(where)
             slots.append(table[where // block_size] * block_size + where % block_size)
             last_rows[index] = len(token_ids) - 1
-        rows = padded_rows(len(token_ids))
+        rows = self._padded(len(token_ids))
         flat = np.zeros((2, rows), dtype=np.int64)
         flat[0, : len(token_ids)] = token_ids
         flat[1, : len(token_ids)] = np.concatenate(positions)
@@ -203,7 +207,7 @@ class ModelRunner:
             if chunk.samples
             for row in range(last - len(chunk.drafts), last + 1)
         ]
-        sampled += [0] * (padded_rows(len(sampled)) - len(sampled))
+        sampled += [0] * (self._padded(len(sampled)) - len(sampled))
         return StepInputs(
             token_ids=torch.from_numpy(flat[0]),
             positions=torch.from_numpy(flat[1]),
@@ -215,8 +219,17 @@ class ModelRunner:
             ),
         )
 
+    def _padded(self, rows: int) -> int:
+        """Rows to compute for so many: native kernels take any number."""
+        return padded_rows(rows) if self._native is None else rows
+
     def _use_threads(self) -> None:
-        """Thread counts belong to the calling thread in OpenMP: set them in whichever thread runs the steps."""
+        """Thread counts belong to the calling thread in OpenMP: set them in whichever thread runs the steps.
+
+        Only one pool may be awake: beside native kernels torch computes in the calling thread alone.
+        """
         if self._thread != threading.get_ident():
             self._thread = threading.get_ident()
-            torch.set_num_threads(self.config.num_threads)
+            torch.set_num_threads(self.config.num_threads if self._native is None else 1)
+            if self._native is not None:
+                self._native.set_num_threads(self.config.num_threads)

@@ -83,7 +83,7 @@ def plan_attention(
     decodes: Sequence[Span], prefills: Sequence[Span], cache: KVCache, num_rows: int, scale: float
 ) -> AttentionPlan:
     """Plan one step.  `decodes` (length 1) hold rows 0, 1, 2 … in order of falling context (`start`)."""
-    is_fp32 = cache.dtype == torch.float32
+    is_fp32 = cache.computed_in == torch.float32
     return AttentionPlan(
         num_rows=num_rows,
         scale=scale,
@@ -103,14 +103,16 @@ def attend(queries: Tensor, pages: Tensor, plan: AttentionPlan) -> Tensor:
     out = torch.zeros_like(scaled)
     for bucket in plan.decodes:
         rows = bucket.last - bucket.first
-        keys, values = by_block.index_select(0, bucket.pages).view(2, rows * kv_heads, bucket.context, head_dim)
+        keys, values = (
+            by_block.index_select(0, bucket.pages).to(queries.dtype).view(2, rows * kv_heads, bucket.context, head_dim)
+        )
         query = _pad_rows(scaled[bucket.first : bucket.last].view(rows * kv_heads, group, head_dim), plan.row_step)
         scores = torch.bmm(query, keys.transpose(1, 2))
         scores.view(rows, kv_heads, -1, bucket.context).add_(bucket.mask)
         result = torch.bmm(torch.softmax(scores, dim=-1), values)
         out[bucket.first : bucket.last] = result[:, :group].reshape(rows, num_heads, head_dim)
     for span in plan.prefills:
-        keys, values = by_block.index_select(0, span.pages).view(2, kv_heads, span.context, head_dim)
+        keys, values = by_block.index_select(0, span.pages).to(queries.dtype).view(2, kv_heads, span.context, head_dim)
         for tile in span.tiles:
             rows = tile.last - tile.first
             grouped = scaled[tile.first : tile.last].view(rows, kv_heads, group, head_dim)
@@ -131,7 +133,7 @@ def _pad_rows(query: Tensor, step: int) -> Tensor:
 def _padded_context(length: int, cache: KVCache) -> int:
     """`length` rounded up to whole blocks and to a context that keeps results independent of it."""
     step = _CONTEXT_STEP
-    if cache.dtype == torch.float32 and length > _FP32_CONTEXT:
+    if cache.computed_in == torch.float32 and length > _FP32_CONTEXT:
         step = _FP32_CONTEXT
     step = int(np.lcm(step, cache.block_size))
     return -(-length // step) * step
@@ -165,7 +167,7 @@ def _decode_bucket(spans: Sequence[Span], cache: KVCache) -> DecodeBucket:
         last=spans[-1].row + 1,
         context=context,
         pages=_page_rows(tables, cache),
-        mask=_mask(is_hidden[:, None, None, :], cache.dtype),
+        mask=_mask(is_hidden[:, None, None, :], cache.computed_in),
     )
 
 
@@ -187,7 +189,7 @@ def _prefill_span(span: Span, cache: KVCache) -> PrefillSpan:
                 last=span.row + offset + rows,
                 visible=position + 1,
                 context=seen,
-                mask=_mask(is_hidden[:, None, :], cache.dtype),
+                mask=_mask(is_hidden[:, None, :], cache.computed_in),
             )
         )
     return PrefillSpan(context=context, pages=_page_rows(table, cache), tiles=tuple(tiles))

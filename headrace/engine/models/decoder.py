@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from headrace.engine.kv_cache import KVCache
 from headrace.engine.models.experts import MixtureOfExperts
-from headrace.engine.models.layers import GatedMLP, Linear, RMSNorm, Rotary, rms_normalize
+from headrace.engine.models.layers import GatedMLP, RMSNorm, Rotary, rms_normalize
 from headrace.engine.models.shape import ModelShape
 from headrace.engine.quant.loader import Loader
 
@@ -34,15 +33,15 @@ class DecoderLayer:
         prefix = f"model.layers.{index}."
 
         def norm(name: str) -> RMSNorm:
-            return RMSNorm(loader.take(f"{prefix}{name}.weight"), shape.rms_norm_eps)
+            return RMSNorm(loader.vector(f"{prefix}{name}.weight"), shape.rms_norm_eps)
 
         self._input_norm = norm("input_layernorm")
         self._qkv = loader.linear(*(f"{prefix}self_attn.{name}_proj" for name in "qkv"))
         self._qk_norm: Tensor | None = None
         if shape.qk_norm:
             # One weight row per head, queries before keys: both norms become one operation.
-            q_norm = loader.take(f"{prefix}self_attn.q_norm.weight").expand(shape.num_heads, -1)
-            k_norm = loader.take(f"{prefix}self_attn.k_norm.weight").expand(shape.num_kv_heads, -1)
+            q_norm = loader.vector(f"{prefix}self_attn.q_norm.weight").expand(shape.num_heads, -1)
+            k_norm = loader.vector(f"{prefix}self_attn.k_norm.weight").expand(shape.num_kv_heads, -1)
             self._qk_norm = torch.cat((q_norm, k_norm))
         self._output = loader.linear(f"{prefix}self_attn.o_proj")
         self._post_norm = norm("post_attention_layernorm")
@@ -66,13 +65,13 @@ class DecoderLayer:
         # Every row of the step is written before any row reads: a sequence may share a block that another
         # sequence of the same step fills (prefix-cache hits are planned, not finished).
         cache.write(layer, heads[:, self._num_heads :], write_rows)
-        hidden = hidden + self._output(attend(heads[:, : self._num_heads], cache.layer(layer)))
-        return hidden + self._mlp(self._post_norm(hidden))
+        hidden = self._output(attend(heads[:, : self._num_heads], cache.layer(layer)), hidden)
+        return self._mlp(self._post_norm(hidden), hidden)
 
 
 def _mlp(shape: ModelShape, index: int, prefix: str, loader: Loader) -> GatedMLP | MixtureOfExperts:
     def gated(gate: str, up: str, down: str) -> GatedMLP:
-        return GatedMLP(loader.linear(prefix + gate, prefix + up), loader.linear(prefix + down))
+        return GatedMLP(loader.gated(prefix + gate, prefix + up), loader.linear(prefix + down))
 
     experts = shape.experts_of(index)
     if experts is None:
@@ -88,16 +87,15 @@ def _mlp(shape: ModelShape, index: int, prefix: str, loader: Loader) -> GatedMLP
 class Decoder:
     """Embedding, decoder layers, final norm and head.  Weights come through `loader`, layer by layer."""
 
-    def __init__(self, shape: ModelShape, loader: Loader, max_positions: int, dtype: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, loader: Loader, max_positions: int) -> None:
         self.shape = shape
-        self._embedding = loader.take("model.embed_tokens.weight")
+        self._embedding, tied_head = loader.embedding("model.embed_tokens.weight", tied=shape.tie_word_embeddings)
         self._layers = [DecoderLayer(shape, index, loader) for index in range(shape.num_layers)]
-        self._norm = RMSNorm(loader.take("model.norm.weight"), shape.rms_norm_eps)
-        self._head = Linear(self._embedding) if shape.tie_word_embeddings else loader.linear("lm_head")
-        self._rotary = Rotary(shape.head_dim, shape.rope_theta, shape.rope_scaling, max_positions, dtype)
-        # A tied head is packed, so it holds a second copy of the embedding.
+        self._norm = RMSNorm(loader.vector("model.norm.weight"), shape.rms_norm_eps)
+        self._head = tied_head or loader.linear("lm_head")
+        self._rotary = Rotary(shape.head_dim, shape.rope_theta, shape.rope_scaling, max_positions, loader.activations)
         layers = sum(layer.num_bytes for layer in self._layers)
-        self.num_bytes = self._embedding.nbytes + layers + self._head.num_bytes + self._rotary.num_bytes
+        self.num_bytes = self._embedding.num_bytes + layers + self._head.num_bytes + self._rotary.num_bytes
 
     def forward(
         self, token_ids: Tensor, positions: Tensor, cache: KVCache, write_rows: Tensor, attend: Attend
@@ -107,7 +105,7 @@ class Decoder:
         `write_rows` (from `KVCache.write_rows`) says where the first rows' keys and values go; rows behind them are
         padding: computed, never written, never read.
         """
-        hidden = F.embedding(token_ids, self._embedding)
+        hidden = self._embedding(token_ids)
         tables = self._rotary.at(positions)
         for index, layer in enumerate(self._layers):
             hidden = layer.forward(hidden, self._rotary, tables, cache, index, write_rows, attend)

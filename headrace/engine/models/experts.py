@@ -26,7 +26,7 @@ class MixtureOfExperts:
         self._experts = experts
         self.num_bytes = router.num_bytes + sum(expert.num_bytes for expert in experts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         weights, chosen = F.softmax(self._router(x).float(), dim=-1).topk(self._per_token, dim=-1)
         if self._normalize:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -45,4 +45,5 @@ class MixtureOfExperts:
             result = self._experts[expert](x[padded])[:count]
             out.index_add_(0, picked, result.float().mul_(ordered_weights[begin : begin + count]))
             begin += count
-        return out.to(x.dtype)
+        y = out.to(x.dtype)
+        return y if residual is None else residual + y

@@ -32,11 +32,11 @@ def padded_rows(count: int) -> int:
 
 
 class Projection(Protocol):
-    """A linear layer, however its weights are kept: `[rows, in]` -> `[rows, out]`."""
+    """A linear layer, however its weights are kept: `[rows, in]` -> `[rows, out]`, plus `residual` of that shape."""
 
     num_bytes: int
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor: ...
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -57,10 +57,37 @@ class Linear:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._weight = weight
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self._is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return F.linear(x, self._weight, self._bias)
+            y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        else:
+            y = F.linear(x, self._weight, self._bias)
+        return y if residual is None else residual + y
+
+
+class SiluMul:
+    """silu(gate(x)) * up(x), gate and up in one projection `[2 * intermediate, hidden]`."""
+
+    def __init__(self, gate_up: Projection) -> None:
+        self._gate_up = gate_up
+        self.num_bytes = gate_up.num_bytes
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        gate, up = self._gate_up(x).chunk(2, dim=-1)
+        y = F.silu(gate) * up
+        return y if residual is None else residual + y
+
+
+class Embedding:
+    """Rows of a table, in `dtype`."""
+
+    def __init__(self, table: Tensor, dtype: torch.dtype) -> None:
+        self._table = table
+        self._dtype = dtype
+        self.num_bytes = table.nbytes
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        return F.embedding(token_ids, self._table).to(self._dtype)
 
 
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
@@ -86,16 +113,15 @@ class RMSNorm:
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)), gate and up fused in one `[2 * intermediate, hidden]` weight."""
+    """down(silu(gate(x)) * up(x)); `gated` gives the product in the brackets."""
 
-    def __init__(self, gate_up: Projection, down: Projection) -> None:
-        self._gate_up = gate_up
+    def __init__(self, gated: Projection, down: Projection) -> None:
+        self._gated = gated
         self._down = down
-        self.num_bytes = gate_up.num_bytes + down.num_bytes
+        self.num_bytes = gated.num_bytes + down.num_bytes
 
-    def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._down(F.silu(gate) * up)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._down(self._gated(x), residual)
 
 
 class Rotary:

@@ -83,11 +83,12 @@ class Int4Linear:
         held = [self._packed, self._scales, self._order, self._bias]
         self.num_bytes = sum(tensor.nbytes for tensor in held if tensor is not None)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         # The kernel reads rows of consecutive numbers; a gate's half or a view of heads is not that.
         x = x.contiguous() if self._order is None else x.index_select(1, self._order)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._packed, self._group_size, self._scales)
-        return y if self._bias is None else y.add_(self._bias)
+        y = y if self._bias is None else y.add_(self._bias)
+        return y if residual is None else residual + y
 
 
 class Int8Linear:
@@ -102,9 +103,10 @@ class Int8Linear:
         self._bias = bias
         self.num_bytes = weight.nbytes + scales.nbytes + (bias.nbytes if bias is not None else 0)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         values = x.to(torch.float32)
         # A row of zeros has no scale; any will do.
         scale = values.abs().amax(dim=-1, keepdim=True).div_(127.0).clamp_min_(torch.finfo(torch.float32).tiny)
         y = self._product((values / scale).round_()).mul_(scale).to(x.dtype)
-        return y if self._bias is None else y.add_(self._bias)
+        y = y if self._bias is None else y.add_(self._bias)
+        return y if residual is None else residual + y

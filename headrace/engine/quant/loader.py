@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from headrace.engine.models.layers import Linear, Projection
+from headrace.engine.kernels.linear import NativeLinear, can_gate
+from headrace.engine.models.layers import Embedding, Linear, Projection, SiluMul
 from headrace.engine.quant.config import Quantization
 from headrace.engine.quant.layout import Layout, kernel_group
 from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel
@@ -42,8 +44,21 @@ class Concatenated:
         self._parts = parts
         self.num_bytes = sum(part.num_bytes for part in parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self._parts], dim=-1)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = torch.cat([part(x) for part in self._parts], dim=-1)
+        return y if residual is None else residual + y
+
+
+class TiedEmbedding:
+    """A packed head that looks up rows as well: one copy for both.  Its bytes are counted with the head."""
+
+    num_bytes = 0
+
+    def __init__(self, head: NativeLinear) -> None:
+        self._head = head
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        return self._head.rows(token_ids)
 
 
 class Loader:
@@ -60,16 +75,46 @@ class Loader:
         dtype: torch.dtype,
         *,
         keep_int4: bool = True,
+        native: ModuleType | None = None,
     ) -> None:
+        """`native`: the extension that computes, None: torch does."""
         self._source = source
         self._layout = layout
         self._scheme = scheme
         self._dtype = dtype
         self._keep_int4 = keep_int4 and has_int4_kernel()
+        self._native = native
+        self.activations = dtype if native is None else torch.float32
+        """What hidden states are kept in between the layers."""
 
     def take(self, name: str) -> Tensor:
-        """A tensor that is never quantised: an embedding, a norm."""
+        """A tensor that is never quantised, in the model's dtype."""
         return self._source.take(name)
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's weight, in the dtype of the activations."""
+        return self._source.take(name).to(self.activations)
+
+    def embedding(self, name: str, *, tied: bool) -> tuple[Embedding | TiedEmbedding, Projection | None]:
+        """(the embedding, the head made of the same numbers when they are tied)."""
+        table = self._source.take(name)
+        if not tied:
+            return Embedding(table, self.activations), None
+        if self._native is None:
+            return Embedding(table, self.activations), Linear(table)  # packed, so a second copy
+        head = NativeLinear(self._native, [table])
+        return TiedEmbedding(head), head
+
+    def gated(self, gate: str, up: str) -> Projection:
+        """silu(gate(x)) * up(x)."""
+        if self._native is None or {gate, up} & self._layout.quantized:
+            return SiluMul(self.linear(gate, up))
+        parts = [self._source.take(f"{name}.weight") for name in (gate, up)]
+        biases = [bias for name in (gate, up) if (bias := self._bias(name)) is not None]
+        bias = torch.cat(biases) if biases else None
+        if can_gate(parts):
+            return NativeLinear(self._native, parts, bias, gated=True)
+        return SiluMul(NativeLinear(self._native, parts, bias))
 
     def linear(self, *names: str) -> Projection:
         """One projection for the modules `names`, which share an input; their outputs follow each other."""
@@ -120,13 +165,14 @@ class Loader:
                 scales=torch.cat([part.scales for part in grouped]),
                 zeros=torch.cat([part.zeros for part in grouped]),
             )
-            return Int4Linear(fused, bias, self._dtype)
+            return Int4Linear(fused, bias, self.activations)
         if isinstance(first, _Int8):
             eights = [part for part in parts if isinstance(part, _Int8)]
             return Int8Linear(
                 torch.cat([part.weight for part in eights]), torch.cat([part.scales for part in eights]), bias
             )
-        return Linear(torch.cat([part for part in parts if isinstance(part, Tensor)]), bias)
+        plain = [part for part in parts if isinstance(part, Tensor)]
+        return Linear(torch.cat(plain), bias) if self._native is None else NativeLinear(self._native, plain, bias)
 
 
 def _fit(parts: Sequence[Tensor | GroupedWeights | _Int8]) -> bool:
