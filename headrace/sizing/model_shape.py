@@ -172,7 +172,9 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
 def _experts(config: Mapping[str, Any], family: _Family, layers: int, source: str) -> Experts | None:
     if family.expert_count is None or family.expert_size is None:
         return None
-    count = positive_int(config, family.expert_count, source)
+    # transformers 5 writes every family's number under Mixtral's name.
+    count_key = family.expert_count if family.expert_count in config else "num_local_experts"
+    count = positive_int(config, count_key, source)
     per_token = positive_int(config, "num_experts_per_tok", source)
     if per_token > count:
         raise ConfigError(f"{source}: num_experts_per_tok {per_token} is more than the {count} experts there are")

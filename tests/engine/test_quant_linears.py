@@ -29,6 +29,8 @@ def by_hand(x: Tensor, weight: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kernel", ["onednn", "torch", "plain"])
 def test_int8_products_are_those_of_whole_numbers(kernel: str) -> None:
+    if kernel == "onednn" and int8_kernel() != "onednn":
+        pytest.skip("oneDNN's int8 products are not exact on this processor, so they are not used")
     weight, scales, bias = int8_layer()
     x = torch.randn(5, 200) * torch.tensor([[1.0], [1e-6], [300.0], [0.0], [1.0]])
     try:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import gcd
 
+from headrace.engine import kernels
 from headrace.engine.models.shape import ModelShape
 from headrace.engine.models.tensors import LinearModule, linear_modules, other_tensors
 from headrace.engine.quant.config import Quantization
@@ -109,8 +110,8 @@ def loaded_bytes(shape: ModelShape, stored: Collection[str], dtype_bytes: int, *
     scheme = shape.quantization
     quantized = layout(shape, stored).quantized if scheme is not None and stored else frozenset()
     values = sum(_elements(size) for size in other_tensors(shape).values())
-    if shape.tie_word_embeddings:
-        values += shape.vocab_size * shape.hidden_size  # the head is packed for its kernel: a second copy
+    if shape.tie_word_embeddings and kernels.native() is None:
+        values += shape.vocab_size * shape.hidden_size  # torch's packed head cannot look up rows: a second copy
     packed_bytes = 0
     for module in linear_modules(shape):
         elements = module.rows * module.columns
