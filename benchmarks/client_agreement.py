@@ -71,7 +71,7 @@ def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict
     name = f"{tool}-{seed}.json"
     command = [
         *(vllm if tool == "vllm" else ours),
-        *("--base-url", f"http://127.0.0.1:{PORT}", "--model", args.model, "--dataset-name", "random"),
+        *("--base-url", f"http://127.0.0.1:{args.port}", "--model", args.model, "--dataset-name", "random"),
         *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len)),
         *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", "inf"),
         *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--server", choices=("headrace", "vllm"), required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--client", required=True, help="the vllm executable")
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--running", action="store_true", help="the server listens on --port already: only measure")
     parser.add_argument("--eager", action="store_true", help="vLLM without its compilation, which takes minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
@@ -100,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        server = start(args, directory / "server.log")
+        server = None if args.running else start(args, directory / "server.log")
         found: dict[str, list[dict[str, float]]] = {"headrace": [], "vllm": []}
         try:
             measure("headrace", args, 999, directory)  # the first requests warm the server up
@@ -110,8 +112,9 @@ def main() -> None:
                     found[tool].append(measure(tool, args, 2 * number + (tool == "vllm"), directory))
                     print(tool, {key: round(found[tool][-1][key], 2) for key in KEYS}, flush=True)
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
+            if server is not None:
+                os.killpg(server.pid, signal.SIGTERM)
+                server.wait(60)
     print(f"\nserver: {args.server}; {args.rounds} rounds in turn, medians (lowest to highest)")
     print(f"{'':<24} {'headrace':>30} {'vllm bench serve':>30} {'difference':>11}")
     for key in KEYS:
