@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from headrace import exit_codes
 from headrace.cli.bench_flags import FOREIGN
-from headrace.cli.bench_notes import explain, keep_steps, message
+from headrace.cli.bench_notes import explain, keep_steps, message, user_table
 from headrace.cli.spelling import set_apart
 from headrace.errors import ConfigError, HeadraceError
 
@@ -450,6 +450,7 @@ def bench(
             kept.append(f"result file: {_save(totals, settings, dialect, path, result_filename, **detail)}")
     finally:
         _print(run, totals, spec, settings, dialect)
+        user_table(run, goals)
         explain(run, step_log)
         for line in kept:
             print(line, file=sys.stderr)

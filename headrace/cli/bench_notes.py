@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,26 @@ def explain(run: MeasuredRun, step_log: str | None) -> None:
     for line in (split_line(found), gap_line(found)):
         if line:
             print(line, file=sys.stderr)
+
+
+def user_table(run: MeasuredRun, goals_ms: Mapping[str, float]) -> None:
+    """The run as its users saw it, on stderr: from the planned start, with intervals and what is certified."""
+    from headrace.lab.metrics.user_view import goodput_share, user_view
+
+    rows = user_view(run.records)
+    if rows:
+        print("from the planned start, ms (mean with its 95 % interval):", file=sys.stderr)
+    for row in rows:
+        mean = f"{row.mean:.1f}"
+        if row.interval is not None:
+            mean += f" [{row.interval.low:.1f}, {row.interval.high:.1f}]"
+        cells = []
+        for one in row.quantiles:
+            proof = f"<= {one.bound:.1f}" if one.bound is not None else f"n = {row.samples}, needs {one.needs}"
+            cells.append(f"p{one.percentile:g} {one.value:.1f} ({proof})")
+        print(f"  {row.name:<12} {mean:<26} {'  '.join(cells)}", file=sys.stderr)
+    if goals_ms and (share := goodput_share(run.records, goals_ms)) is not None:
+        print(f"{share:.1%} of the issued requests met every goal, from the planned start", file=sys.stderr)
 
 
 def keep_steps(step_log: Path, out: Path) -> None:

@@ -2,8 +2,8 @@
 
 LoadGen's early stopping (mlcommons/inference, `early_stopping.cc`): of n samples let t be the largest number with
 P(Binomial(n, 1 - p) <= t) < 1 - confidence; then the t-th highest sample is at or above the p-th percentile with that
-confidence (at the floor, t = 1, it is the maximum).  It assumes independent samples, which latencies of one run are not quite, so it gates claims and decides
-nothing else.
+confidence (at the floor, t = 1, it is the maximum).  It assumes independent samples, which latencies of one run are not
+quite, so it gates claims and decides nothing else.
 """
 
 from __future__ import annotations
