@@ -4,8 +4,8 @@
 
 Request i (in the order of arrival) waits 40 to 400 ms, then sends 24 tokens 8 to 30 ms apart.  Chat answers begin with
 a role chunk at once.  A third of all answers comes in bundles of three tokens, a quarter begins with reasoning, every
-25th breaks off with an error event.  From 5 to 6 s after the first request, and every 10 s after that, the server stands
-still: it reads, writes and answers nothing.
+25th breaks off with an error event.  From 5 to 6 s after the first request, and every 10 s after that, the server
+stands still: it reads, writes and answers nothing.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab" / "client"))
 from scripted_server import Answer, ScriptedServer, Seen, as_json, model_server
 
 from headrace.cli.main import run
+from headrace.lab.client.control import BoundedProfile
 from headrace.lab.records.store import read_run
 
 SMALL = ["--num-prompts", "6", "--scale", "0.1", "--disable-tqdm"]
@@ -343,3 +344,50 @@ def test_help_is_without_torch() -> None:
     code = "import sys; from headrace.cli.main import run; run(['bench', '--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and "--request-rate" in done.stdout
+
+
+def test_users_see_their_own_latencies_and_what_is_certified(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(server, "--goodput", "ttft:60000") == 0
+    err = capsys.readouterr().err
+    assert "from the planned start, ms" in err and "(n = 6, needs 662)" in err
+    assert "100.0% of the issued requests met every goal" in err
+
+
+def test_prompts_that_the_server_knew_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    def caching(seen: Seen) -> Answer:
+        answer = model_server(seen)
+        pieces = tuple(
+            piece.replace(b'"usage": {', b'"usage": {"prompt_tokens_details": {"cached_tokens": 4}, ')
+            for piece in answer.pieces
+        )
+        return Answer(pieces, answer.status, answer.content_type)
+
+    with ScriptedServer(caching) as server:
+        assert bench(server) == 0
+    assert "came from the server's prefix cache" in capsys.readouterr().err
+
+
+def test_a_profile_is_bounded() -> None:
+    stopped = threading.Event()
+
+    def profiled(seen: Seen) -> Answer:
+        if seen.path == "/stop_profile":
+            stopped.set()
+        return as_json({})
+
+    with ScriptedServer(profiled) as server:
+        profile = BoundedProfile(server.url, {}, max_s=0.01)
+        assert stopped.wait(60) and profile.stop()  # it had been stopped before
+        early = BoundedProfile(server.url, {}, max_s=600)
+        assert not early.stop()
+    assert [seen.path for seen in server.seen] == ["/start_profile", "/stop_profile"] * 2
+
+
+@pytest.mark.parametrize("text", ["0", "many", "-1", "2000"])
+def test_client_processes_are_a_number_or_auto(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert bench(server, f"--client-processes={text}") == 2
+    assert "--client-processes takes a number from 1 to 1024, or auto" in capsys.readouterr().err
