@@ -28,7 +28,7 @@ def test_the_load_is_that_of_the_busiest_second_and_one_process() -> None:
 
 def test_the_lag_is_the_stamp_minus_the_servers_own() -> None:
     record = RequestRecord(0, 0, chunks=[ChunkStamp(5_000_000, "content"), ChunkStamp(9_000_000, "content")])
-    record.output_text = " %018d %018d" % (4_000_000, 6_000_000)
+    record.output_text = f" {4_000_000:018d} {6_000_000:018d}"
     assert stamp_lags_ms([record]).tolist() == [1.0, 3.0]
 
 
@@ -61,7 +61,8 @@ def test_what_a_server_counted_in_between() -> None:
     def page(count: int, total: float, hits: int) -> str:
         labels = '{engine="0",model_name="m"}'
         return (
-            f"vllm:request_queue_time_seconds_count{labels} {count}\nvllm:request_queue_time_seconds_sum{labels} {total}\n"
+            f"vllm:request_queue_time_seconds_count{labels} {count}\n"
+            f"vllm:request_queue_time_seconds_sum{labels} {total}\n"
             f'vllm:request_queue_time_seconds_bucket{{le="0.3"}} 7\nvllm:prefix_cache_hits_total{labels} {hits}\n'
         )
 

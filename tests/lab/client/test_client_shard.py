@@ -1,4 +1,4 @@
-"""A load over several processes is the same load: every request once, on the schedule that one process would have kept."""
+"""A load over several processes is the same load: every request once, on the schedule that one process would keep."""
 
 from __future__ import annotations
 
