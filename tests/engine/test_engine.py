@@ -10,6 +10,7 @@ import pytest
 from engine_world import CONFIG, LetterTokenizer, ScriptedRunner, config, request
 
 from headrace.core.request import FinishReason, Request, SamplingParams
+from headrace.core.scheduler import Speculation
 from headrace.engine.config import EngineArgs, resolve
 from headrace.engine.demo import DEMO_DIRECTORY
 from headrace.engine.engine import Engine, generate
@@ -54,6 +55,28 @@ def test_statistics_count_what_was_computed() -> None:
     stats = engine.stats()
     assert (stats.prompt_tokens, stats.generation_tokens, stats.num_steps) == (10, 7, 4)
     assert (stats.num_running, stats.num_waiting, stats.kv_blocks_free) == (0, 0, CONFIG.num_kv_blocks)
+
+
+def test_a_step_may_bring_several_tokens_of_a_request() -> None:
+    """The model says "abcabc…", which the prompt has said before: drafts are right, and told as ever."""
+    said = [ord(letter) for letter in "abc"]
+    engine = Engine(
+        config(speculation=Speculation(4, 3, 2)), ScriptedRunner(lambda row: said[row.num_output_tokens % 3])
+    )
+    asked = [
+        request("plain", "xabcabcabc", max_tokens=12),
+        request("stopped", "xabcabcabc", max_tokens=12, stop=("ca",)),
+        request("scored", "xabcabcabc", max_tokens=7, logprobs=1),
+    ]
+    plain, stopped, scored = generate(engine, LetterTokenizer(), asked)  # type: ignore[arg-type]
+    assert (plain.text, plain.num_output_tokens) == ("abcabcabcabc", 12)
+    assert (stopped.text, stopped.stop_reason, stopped.num_output_tokens) == ("ab", "ca", 4)
+    assert scored.logprobs is not None
+    assert [entry.token_id for entry in scored.logprobs] == list(scored.token_ids) == list(map(ord, "abcabca"))
+    stats = engine.stats()
+    assert stats.num_steps < 6
+    assert stats.num_accepted_tokens == stats.num_draft_tokens == sum(stats.accepted_at) > 10
+    assert stats.kv_blocks_free == CONFIG.num_kv_blocks
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from headrace.engine.config import EngineArgs, EngineConfig, resolve
 from headrace.engine.demo import DEMO_DIRECTORY
 from headrace.engine.engine import Engine, generate
 from headrace.engine.model_runner import ModelRunner
-from headrace.engine.structured import COMPILE_SECONDS, MAX_CACHED, MAX_CHARACTERS, GrammarFailure
+from headrace.engine.structured import COMPILE_SECONDS, MAX_CACHED, MAX_CHARACTERS, GrammarFailure, Matcher
 from headrace.engine.tokenizer import Tokenizer
 from headrace.errors import InvalidRequest
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16, "torch_dtype": "float32"}
+LOOKUP = {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 4096 + 64}
 SCHEMA = {
     "type": "object",
@@ -190,3 +191,41 @@ def test_equal_grammars_are_compiled_once_and_the_cache_is_bounded(world: tuple[
         tokenizer.grammar("regex", f"x{number}")
     assert tokenizer.grammar("regex", "[0-9]{4}") is not first
     assert len(tokenizer._grammars._cache) == MAX_CACHED
+
+
+def test_speculation_changes_no_answer(world: tuple[EngineConfig, Tokenizer]) -> None:
+    """The grammar goes ahead over drafts and back again; half of the drafts break it."""
+    settings, tokenizer = world
+    asked = [request for name in ("schema", "lark", "regex") for request in requests(tokenizer, name, 6)]
+    drafting = config(settings.model, speculative_config={"method": "ngram", "num_speculative_tokens": 5} | LOOKUP)
+    engine = Engine(drafting, ModelRunner(drafting))
+    plain = generate(Engine(settings, ModelRunner(settings)), tokenizer, asked)
+    assert [answer.token_ids for answer in generate(engine, tokenizer, asked)] == [answer.token_ids for answer in plain]
+    counters = engine.scheduler.counters
+    assert counters.accepted_tokens > 10 and counters.draft_tokens > 2 * counters.accepted_tokens
+
+
+def test_a_matcher_goes_back_over_drafts(world: tuple[EngineConfig, Tokenizer]) -> None:
+    _, tokenizer = world
+    a, b, c = (tokenizer.encode(text, False)[0] for text in "abc")
+    grammar = tokenizer.grammar("regex", "ab?")
+    matcher, late = grammar.matcher(), grammar.behind(c).matcher()
+
+    def allowed(one: Matcher, *output: int) -> set[int] | None:
+        mask = one.allowed(output)
+        return None if mask is None else set(mask.nonzero().flatten().tolist())
+
+    assert matcher.takes([a, b]) and not matcher.takes([a, a])
+    first = allowed(matcher, a)
+    assert allowed(matcher, a, b) == set(tokenizer.eos_token_ids)
+    matcher.rewind(1)
+    assert allowed(matcher, a) == first
+    matcher.rewind(0)
+    assert a in (allowed(matcher) or ())
+    # The grammar begins behind c, which was a wrong draft: before it everything is free again.
+    assert allowed(late, b) is None and allowed(late, b, c, a) == first
+    late.rewind(1)
+    assert allowed(late, b, a) is None
+    assert allowed(late, b, a, c, a) == first
+    late.rewind(3)
+    assert b not in (allowed(late, b, a, c) or ()), "the beginning stays where it is when only what follows it goes"

@@ -196,3 +196,24 @@ def test_headrace_serve_drains_at_sigterm(model_directory: Path) -> None:
             assert process.wait(timeout=30) == 0
         finally:
             process.kill()
+
+
+@in_loop
+async def test_tokens_accepted_together_are_chunks_of_their_own(model_directory: Path) -> None:
+    """Clients count chunks: speculation changes when they come, and nothing else."""
+    drafts = '{"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}'
+    arguments = {"model": MODEL, "prompt": "Water turns the wheel. Water turns", "max_tokens": 60, "temperature": 0}
+    arguments |= {"logprobs": 1, "extra_body": {"logit_bias": {"300": 40, "301": 38}, "frequency_penalty": 1.0}}
+    seen = []
+    for speculative_config in (None, drafts):
+        async with real(model_directory, speculative_config=speculative_config) as (engine, served):
+            stream = await served.openai.completions.create(**arguments, stream=True)
+            chunks = [chunk.choices[0] async for chunk in stream]
+            whole = await served.openai.completions.create(**arguments)
+            stats, metrics = engine.stats(), (await served.http.get("/metrics")).text
+        seen.append([(chunk.text, chunk.logprobs.token_logprobs, chunk.finish_reason) for chunk in chunks])
+        assert "".join(chunk.text for chunk in chunks) == whole.choices[0].text
+        assert whole.usage.completion_tokens == 60
+    assert seen[0] == seen[1]
+    assert stats.num_accepted_tokens > 20
+    assert "vllm:spec_decode_num_accepted_tokens_total{" in metrics
