@@ -77,7 +77,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _run_verb(verb: str, argv: list[str]) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
 
     try:
         module = importlib.import_module(VERBS[verb][0])
@@ -85,6 +85,9 @@ def _run_verb(verb: str, argv: list[str]) -> int:
         tokens = prepare(argv) if prepare is not None else argv
         code = module.app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return exit_codes.OK if code is None else int(code)
+    except UnusedCliTokensError as error:
+        left = " ".join(error.unused_tokens or ())
+        return _fail(verb, f"nothing takes {left!r}; `headrace {verb} --help` lists what there is", exit_codes.USAGE)
     except CycloptsError as error:
         return _fail(verb, " ".join(str(error).split()), exit_codes.USAGE)
     except (ConfigError, InvalidRequest) as error:

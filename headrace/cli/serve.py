@@ -208,6 +208,9 @@ def _load(config: EngineConfig, reasons: Sequence[str], probe: bool) -> AsyncEng
     from headrace.engine.async_engine import AsyncEngine
     from headrace.engine.startup_report import after_loading, before_loading
 
+    if config.profiler is not None:
+        # Read when torch is imported: its profiler has lines of its own on stderr, an ERROR that is none among them.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     log = logging.getLogger("headrace.engine")
     for line in before_loading(config, reasons):
         log.info(line)

@@ -73,7 +73,8 @@ class BlockManager:
 
     def may_hit(self, sequence: Sequence) -> bool:
         """Whether `sequence` looks for its beginning here; one that wants every position computed does not."""
-        return self.enable_prefix_caching and sequence.request.params.prompt_logprobs is None
+        params = sequence.request.params
+        return self.enable_prefix_caching and params.prompt_logprobs is None and not params.skip_reading_prefix_cache
 
     def lookup(self, sequence: Sequence, *, whole: bool = False) -> list[int]:
         """Blocks that already hold the beginning of `sequence`; changes nothing.

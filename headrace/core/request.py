@@ -50,6 +50,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     prompt_logprobs: int | None = None
+    skip_reading_prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)

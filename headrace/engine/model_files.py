@@ -190,9 +190,15 @@ def _header(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
         if not isinstance(header, dict):
             raise ValueError("its header is no object")
+        end = 0
         for name, tensor in header.items():
-            if name != "__metadata__" and not all(isinstance(each, int) and each >= 0 for each in tensor["shape"]):
-                raise ValueError(f"the shape of {name}")
+            if name == "__metadata__":
+                continue
+            if not all(isinstance(each, int) and each >= 0 for each in (*tensor["shape"], *tensor["data_offsets"])):
+                raise ValueError(f"the shape or place of {name}")
+            end = max(end, *tensor["data_offsets"])
+        if (missing := 8 + length + end - os.path.getsize(path)) > 0:
+            raise ValueError(f"{missing:,} bytes are missing at its end")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path} is not a whole safetensors file ({_first_line(error)}); fetch it again") from None
     return header

@@ -50,6 +50,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    skip_reading_prefix_cache: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     logit_bias: Mapping[int, float] | None = None
@@ -131,6 +132,7 @@ class SamplingParams:
             allowed_token_ids=tuple(sorted(set(self.allowed_token_ids or ()))),
             bad_words_token_ids=tokenizer.spellings(self.bad_words) if self.bad_words else (),
             prompt_logprobs=self.prompt_logprobs,
+            skip_reading_prefix_cache=self.skip_reading_prefix_cache,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
+Ids = list[Count]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -68,6 +69,8 @@ class CompletionChoice(Answer):
     finish_reason: FinishReason
     stop_reason: int | str | None
     prompt_logprobs: PromptLogprobs | None = None
+    token_ids: Ids | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class Completion(Answer):
@@ -85,6 +88,8 @@ class CompletionChunkChoice(Answer):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None = None
+    token_ids: Ids | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class CompletionChunk(Answer):
@@ -141,6 +146,7 @@ class ChatChoice(Answer):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: int | str | None
+    token_ids: Ids | None = None
 
 
 class ChatCompletion(Answer):
@@ -151,6 +157,7 @@ class ChatCompletion(Answer):
     choices: Annotated[list[ChatChoice], Field(min_length=1)]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class FunctionDelta(Answer):
@@ -181,6 +188,8 @@ class ChatChunkChoice(Answer):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None = None
+    token_ids: Ids | None = None
+    prompt_token_ids: Ids | None = None
 
 
 class ChatChunk(Answer):

@@ -30,6 +30,8 @@ MAX_ALLOWED_IDS = 65_536
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 256
 MAX_NAME_CHARS = 512
+MAX_ARGUMENTS = 32
+MAX_ARGUMENT_CHARS = 4096
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
@@ -59,6 +61,19 @@ _MESSAGE_SCHEMA: dict[str, Any] = {
     "if": {"not": {"required": ["tool_calls"]}},
     "then": {"required": ["content"]},
 }
+_ARGUMENTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$"},
+    "additionalProperties": {
+        "anyOf": [
+            {"type": "boolean"},
+            {"type": "integer", "minimum": -INT32, "maximum": INT32},
+            {"type": "string", "maxLength": MAX_ARGUMENT_CHARS},
+            {"type": "null"},
+        ]
+    },
+    "maxProperties": MAX_ARGUMENTS,
+}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 _STOP_SCHEMA = {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]}
 _BIAS_SCHEMA = {
@@ -67,6 +82,17 @@ _BIAS_SCHEMA = {
     "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
     "maxProperties": MAX_BIASES,
 }
+
+
+# Variables that a template reads; what the server gives it, nobody else may set.
+TemplateArguments = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")],
+        bool | Annotated[int, Field(ge=-INT32, le=INT32)] | Annotated[str, Field(max_length=MAX_ARGUMENT_CHARS)] | None,
+    ],
+    Field(max_length=MAX_ARGUMENTS),
+    WithJsonSchema(_ARGUMENTS_SCHEMA),
+]
 
 
 class StreamOptions(StrictBody):
@@ -167,7 +193,9 @@ class SamplingFields(ConstraintFields):
         Field(default_factory=list, max_length=MAX_BAD_WORDS),
     ]
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    skip_reading_prefix_cache: bool = False
     return_tokens_as_token_ids: bool = False
+    return_token_ids: bool = False
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -199,11 +227,19 @@ class ChatBody(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: Literal[False] = False
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: TemplateArguments | None = None
     add_special_tokens: bool = False
     tools: Annotated[list[Tool], Field(default_factory=list, max_length=MAX_TOOLS)]
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool = True
+
+    @model_validator(mode="after")
+    def _continues_or_begins(self) -> ChatBody:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise _conflict("`continue_final_message` needs `add_generation_prompt: false`", "continue_final_message")
+        return self
 
     @property
     def is_constrained(self) -> bool:

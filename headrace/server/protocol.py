@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from headrace.server.tool_choice import chat_constraint, check_tools, reading_of
 from headrace.sizing.context import context_limit_message
 
 MAX_PROMPTS = 2048
+_MARK = "<continues here> "
+NO_ARGUMENTS: Mapping[str, Any] = {}
+RESERVED = ("messages", "add_generation_prompt", "tools", "documents")  # a template's, given by the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class Generation:
     `echo` holds the text of each prompt when it was asked for; with `only_echo` nothing else is answered.
     `num_logprobs` is the number of alternatives per token (with `echo` also per token of the prompt),
     `num_prompt_logprobs` that of the field `prompt_logprobs`; None for no log-probabilities.
+    `returns_ids` adds the ids of prompt and answer.
     `reading` says how a chat's text is read; None: it is content as it is.
     """
 
@@ -48,6 +52,7 @@ class Generation:
     only_echo: bool = False
     num_prompt_logprobs: int | None = None
     tokens_as_ids: bool = False
+    returns_ids: bool = False
     reading: Reading | None = None
 
     @property
@@ -104,7 +109,14 @@ def chat(body: ChatBody, model: str, engine: ServedEngine, options: ServerOption
     tokenizer = engine.tokenizer
     check_tools(body, options, tokenizer)
     constraint = chat_constraint(body)
-    prompt = chat_text(body.messages, tokenizer, body.add_generation_prompt, body.tools)
+    prompt = chat_text(
+        body.messages,
+        tokenizer,
+        body.add_generation_prompt,
+        body.tools,
+        arguments=body.chat_template_kwargs or {},
+        continues=body.continue_final_message,
+    )
     reading = reading_of(body, options, prompt)
     behind = CLOSE if reading is not None and reading.begins_inside else ""
     max_tokens = limits.pop() if limits else engine.sampling_defaults.get("max_tokens")
@@ -123,18 +135,44 @@ def chat(body: ChatBody, model: str, engine: ServedEngine, options: ServerOption
 
 
 def chat_text(
-    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool, tools: Sequence[Tool] = ()
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    add_generation_prompt: bool,
+    tools: Sequence[Tool] = (),
+    *,
+    arguments: Mapping[str, Any] = NO_ARGUMENTS,
+    continues: bool = False,
 ) -> str:
-    """The conversation as the model's text.  Raises InvalidRequest."""
+    """The conversation as the model's text; with `continues` it ends inside the last message.
+
+    Raises InvalidRequest.
+    """
     plain = [message.for_template() for message in messages]
+    if continues:
+        plain[-1]["content"] += _MARK
     variables = {"tools": [tool.for_template() for tool in tools]} if tools else {}
+    if taken := sorted(arguments.keys() & {*RESERVED, *tokenizer.special_tokens}):
+        raise InvalidRequest(
+            f"`chat_template_kwargs` may not set `{taken[0]}`, which the server gives the template.",
+            param="chat_template_kwargs",
+        )
     try:
-        return tokenizer.render_chat(plain, add_generation_prompt, **variables)
+        text = tokenizer.render_chat(plain, add_generation_prompt, **{**arguments, **variables})
     except InvalidRequest:
         raise
     except Exception as error:
         # The template is the model author's code: what it refuses ("roles must alternate") is the caller's to mend.
         raise InvalidRequest(f"The chat template refused the messages: {error}.", param="messages") from error
+    if not continues:
+        return text
+    # As transformers does it: a mark behind the last message says where the template put its end.
+    before, mark, behind = text.rpartition(_MARK.strip())
+    if not mark:
+        raise InvalidRequest(
+            "`continue_final_message` cannot be followed: the chat template does not show the last message.",
+            param="continue_final_message",
+        )
+    return before if behind.startswith(" ") else before.rstrip()  # else the template trims what messages end with
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
@@ -220,6 +258,7 @@ def _generation(
         only_echo=only_echo,
         num_prompt_logprobs=body.prompt_logprobs,
         tokens_as_ids=body.return_tokens_as_token_ids,
+        returns_ids=body.return_token_ids,
         reading=reading,
     )
 

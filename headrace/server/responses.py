@@ -128,6 +128,7 @@ class WholeAnswer:
         self._usage = Usage(generation)
         count = len(generation.requests)
         self._texts: list[list[str]] = [[] for _ in range(count)]
+        self._token_ids: list[list[int]] = [[] for _ in range(count)]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
         self._prompt_logprobs: list[tuple[TokenLogprob, ...] | None] = [None] * count
         self._ends: list[Output | None] = [None] * count
@@ -135,6 +136,7 @@ class WholeAnswer:
     def add(self, index: int, output: Output) -> None:
         self._usage.add(index, output)
         self._texts[index].append(output.text)
+        self._token_ids[index] += () if self._generation.only_echo else output.token_ids
         self._logprobs[index].extend(output.logprobs or ())
         if output.prompt_logprobs is not None:
             self._prompt_logprobs[index] = output.prompt_logprobs
@@ -153,6 +155,8 @@ class WholeAnswer:
         }
         if generation.chat and generation.num_prompt_logprobs is not None:
             answer["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[0] or ())
+        if generation.chat and generation.returns_ids:
+            answer["prompt_token_ids"] = list(generation.requests[0].prompt_token_ids)
         return answer
 
     def _choice(self, index: int) -> dict[str, Any]:
@@ -177,6 +181,10 @@ class WholeAnswer:
                 choice["logprobs"] = self._forms.completion(index, whole, 0)[0]
             if generation.num_prompt_logprobs is not None:
                 choice["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[index] or ())
+        if generation.returns_ids:
+            choice["token_ids"] = self._token_ids[index]
+            if not generation.chat:
+                choice["prompt_token_ids"] = list(generation.requests[index].prompt_token_ids)
         choice["finish_reason"] = finish_reason
         choice["stop_reason"] = None if end is None or generation.only_echo else end.stop_reason
         return choice

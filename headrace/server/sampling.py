@@ -51,6 +51,7 @@ def sampling_params(
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         bad_words_token_ids=engine.tokenizer.spellings(body.bad_words) if body.bad_words else (),
         prompt_logprobs=max(wanted, default=None),
+        skip_reading_prefix_cache=body.skip_reading_prefix_cache,
     )
 
 

@@ -41,6 +41,7 @@ class Chunks:
         self._offsets = [0] * len(generation.requests)
         self._readers = [Reader(generation.reading or Reading()) for _ in generation.requests]
         self._held: list[list[TokenLogprob]] = [[] for _ in generation.requests]
+        self._held_ids: list[list[int]] = [[] for _ in generation.requests]
         self._head = {
             "id": generation.request_id,
             "object": "chat.completion.chunk" if generation.chat else "text_completion",
@@ -62,6 +63,7 @@ class Chunks:
             part = reader.push(output.text, last=output.finish_reason is not None)
             if not part and output.finish_reason is None:
                 self._held[index].extend(output.logprobs or ())
+                self._held_ids[index].extend(output.token_ids)
                 return b""
             choice["delta"] = reader.delta(part, first=first)
             if output.finish_reason is not None:
@@ -69,6 +71,10 @@ class Chunks:
         else:
             echo = self._generation.echo_of(index) if first else ""
             choice["text"] = echo + ("" if self._generation.only_echo else output.text)
+        if self._generation.returns_ids:
+            choice["token_ids"] = self._ids_of(index, output)
+            if first:
+                choice["prompt_token_ids"] = list(self._generation.requests[index].prompt_token_ids)
         self._begun[index] = True
         choice["logprobs"] = self._logprobs(index, output)
         choice["finish_reason"] = finish_reason
@@ -96,6 +102,11 @@ class Chunks:
             return self._forms.chat([*held, *output.logprobs])
         value, self._offsets[index] = self._forms.completion(index, output, self._offsets[index])
         return value
+
+    def _ids_of(self, index: int, output: Output) -> list[int]:
+        """The tokens of this chunk, and of what was held before it."""
+        held, self._held_ids[index] = self._held_ids[index], []
+        return [] if self._generation.only_echo else [*held, *output.token_ids]
 
     def _event(self, choices: list[dict[str, Any]], with_usage: bool) -> bytes:
         value: dict[str, Any] = {**self._head, "choices": choices}

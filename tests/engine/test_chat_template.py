@@ -37,25 +37,56 @@ def test_special_tokens_of_a_rendered_chat_are_single_ids() -> None:
     assert (ids[0], ids.count(1), ids.count(2)) == (1, 2, 1)
 
 
+FUNCTION = {
+    "name": "weather",
+    "description": "Weather now",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Where"}}},
+}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+CALL = {"id": "call12345", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLS = [
+    TALK[0],
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "rain", "tool_call_id": "call12345", "name": "weather"},
+]
+# What is rendered: messages, whether the answer is to begin, and what else the template is given.
+FORMS: dict[str, tuple[list[dict[str, Any]], bool, dict[str, Any]]] = {
+    "talk": (TALK, True, {}),
+    "a whole talk": ([*TALK, {"role": "assistant", "content": " bye "}], False, {}),
+    "system": ([{"role": "system", "content": "Be brief."}, *TALK], True, {}),
+    "tools": (TALK, True, {"tools": TOOLS}),
+    "calls and results": (CALLS, True, {"tools": TOOLS}),
+    "without thinking": (TALK, True, {"enable_thinking": False}),
+}
+
+
 def collected() -> list[str]:
     top = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "chat-templates"
-    return sorted(str(path.relative_to(top)) for path in top.rglob("*.jinja"))
+    files = [*top.rglob("*.jinja"), *top.rglob("tokenizer_config.json")]
+    return sorted(str(path.relative_to(top)) for path in files)
+
+
+def template_of(path: Path) -> str:
+    return path.read_text() if path.suffix == ".jinja" else str(json.loads(path.read_text())["chat_template"])
 
 
 @pytest.mark.parametrize("name", collected() or ["absent"])
 def test_real_templates_render_as_transformers_renders_them(shared_data: Path, name: str) -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    text = (shared_data / "chat-templates" / name).read_text()
-    given: dict[str, Any] = {"tools": None, "documents": None, **TOKENS}
-    try:
-        theirs = _compile_jinja_template(text).render(messages=TALK, add_generation_prompt=True, **given)
-    except Exception as error:
-        with pytest.raises(InvalidRequest):  # what it refuses there, it refuses here
-            render(text)
-        assert str(error)
-    else:
-        assert ChatTemplate(text, TOKENS).render(TALK) == theirs
+    text = template_of(shared_data / "chat-templates" / name)
+    ours, rendered = ChatTemplate(text, TOKENS), 0
+    for messages, begins, more in FORMS.values():
+        given: dict[str, Any] = {"tools": None, "documents": None, **TOKENS, **more}
+        try:
+            theirs = _compile_jinja_template(text).render(messages=messages, add_generation_prompt=begins, **given)
+        except Exception:
+            with pytest.raises(InvalidRequest):  # what it refuses there, it refuses here
+                ours.render(messages, begins, **more)
+        else:
+            assert ours.render(messages, begins, **more) == theirs
+            rendered += 1
+    assert rendered > 0
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class ByteBpe:
         return str(self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     shows_tools = True
+    special_tokens: Mapping[str, str] = {}
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

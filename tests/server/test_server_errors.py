@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from fake_engine import CONFIG, TOKENIZER, ScriptedEngine
+from pydantic import BaseModel
 from server_harness import error_of, in_loop, serving
 
 from headrace.server.app import ROUTES
+from headrace.server.bodies import ChatBody, CompletionBody, TokenizeBody
 from headrace.server.fields import NO_EFFECT, REFUSED
 from headrace.server.guard import OPEN_PATHS
 from headrace.server.options import ServerOptions
@@ -52,6 +54,11 @@ BAD_COMPLETIONS: list[tuple[str, Any]] = [
     ("prompt", ["x"] * 2049),
     *[("logprobs", value) for value in (-1, 21, HUGE, True)],
     ("echo", "yes"),
+]
+ROUTES_WITH_BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
+    (CHAT, ChatBody, {"messages": USER, "max_tokens": 1}),
+    (COMPLETIONS, CompletionBody, {"prompt": "Hi", "max_tokens": 1}),
+    ("/tokenize", TokenizeBody, {"prompt": "Hi"}),
 ]
 TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_CHATS: list[tuple[str, Any]] = [
@@ -96,13 +103,14 @@ async def test_every_bad_value_is_a_400_that_names_its_field() -> None:
 async def test_an_unsupported_field_is_refused_by_name_unless_it_is_off() -> None:
     async with serving(ScriptedEngine()) as served:
         for field, (off, _) in REFUSED.items():
-            body = {"messages": USER, "max_tokens": 1}
-            response = await served.http.post(CHAT, json={**body, field: {"type": "surprise"}})
+            # A field may be served by one route and refused by another.
+            path, body = next((path, body) for path, kind, body in ROUTES_WITH_BODIES if field not in kind.model_fields)
+            response = await served.http.post(path, json={**body, field: {"type": "surprise"}})
             assert response.status_code == 400, field
             error = error_of(response)
             assert error["param"] == field and field in error["message"] and error["code"] == "unsupported_parameter"
             for value in (*off, None):
-                response = await served.http.post(CHAT, json={**body, field: value})
+                response = await served.http.post(path, json={**body, field: value})
                 assert response.status_code == 200, (field, value, response.text)
 
 

@@ -75,14 +75,15 @@ async def test_usage_reports_prefix_hits(model_directory: Path) -> None:
         cold = await served.openai.completions.create(**arguments)
         warm = await served.openai.completions.create(**arguments)
         salted = await served.openai.completions.create(**arguments, extra_body={"cache_salt": "tenant"})
+        declined = await served.openai.completions.create(**arguments, extra_body={"skip_reading_prefix_cache": True})
         metrics = (await served.http.get("/metrics")).text
-    cached = [result.usage.prompt_tokens_details.cached_tokens for result in (cold, warm, salted)]
-    assert cached == [0, 64, 0]
+    cached = [result.usage.prompt_tokens_details.cached_tokens for result in (cold, warm, salted, declined)]
+    assert cached == [0, 64, 0, 0]
     assert 'vllm:prompt_tokens_cached_total{engine="0",model_name="tiny"} 64.0' in metrics
-    assert 'vllm:prompt_tokens_total{engine="0",model_name="tiny"} 240.0' in metrics
-    assert 'vllm:generation_tokens_total{engine="0",model_name="tiny"} 6.0' in metrics
-    assert 'vllm:time_to_first_token_seconds_count{engine="0",model_name="tiny"} 3.0' in metrics
-    assert 'vllm:inter_token_latency_seconds_count{engine="0",model_name="tiny"} 3.0' in metrics
+    assert 'vllm:prompt_tokens_total{engine="0",model_name="tiny"} 320.0' in metrics
+    assert 'vllm:generation_tokens_total{engine="0",model_name="tiny"} 8.0' in metrics
+    assert 'vllm:time_to_first_token_seconds_count{engine="0",model_name="tiny"} 4.0' in metrics
+    assert 'vllm:inter_token_latency_seconds_count{engine="0",model_name="tiny"} 4.0' in metrics
 
 
 @in_loop
