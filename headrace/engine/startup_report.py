@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headrace.engine import kernels
 from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig
 from headrace.engine.model_files import read_facts
 from headrace.engine.probe import measure
@@ -52,8 +53,7 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
         + ", ".join(
             f"{name} {size / GIB:.2f} GiB ({predicted.get(name, 0) / GIB:.2f} predicted)" for name, size in held.items()
         ),
-        f"kernels: torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}, "
-        f"{config.num_threads} threads",
+        _kernels(config, f"torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}"),
         f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens",
         f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
         *(_speed(config, facts.shape, held.get("weights", 0)) if probe else ()),
@@ -61,6 +61,17 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
         f"end tokens {sorted(engine.tokenizer.eos_token_ids)}; "
         f"chat template {template if engine.tokenizer.has_chat_template else 'none: only /v1/completions'}",
     ]
+
+
+def _kernels(config: EngineConfig, torch_version: str) -> str:
+    """Who computes."""
+    module, isa = kernels.load()
+    if module is None:
+        return (
+            f"kernels: {torch_version}, {config.num_threads} threads; no native kernels: {isa}. That costs most where "
+            "bf16 is not in the processor: weights are then held and read as fp32, twice the bytes of each step"
+        )
+    return f"kernels: native linear layers with {isa}, {config.num_threads} threads; {torch_version} for the rest"
 
 
 def _speed(config: EngineConfig, shape: Described, held_weight_bytes: int) -> list[str]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 PANEL = 16
-_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 class NativeLinear:
@@ -24,32 +24,43 @@ class NativeLinear:
     """
 
     def __init__(
-        self, native: ModuleType, parts: Sequence[Tensor], bias: Tensor | None = None, *, gated: bool = False
+        self,
+        native: ModuleType,
+        parts: Sequence[Tensor],
+        bias: Tensor | None = None,
+        *,
+        gated: bool = False,
+        scales: Tensor | None = None,
     ) -> None:
         """`parts` `[outputs, inputs]` follow each other in the output.  `gated`: they are gate and up, of one size in
-        multiples of 16, and the layer gives silu(gate(x)) * up(x)."""
+        multiples of 16, and the layer gives silu(gate(x)) * up(x).  int8 parts come with `scales`, one an output;
+        then x is rounded to int8 token by token, and sums are exact."""
         inputs, self._outputs = parts[0].shape[1], sum(part.shape[0] for part in parts)
         self._gated = gated
         self.inputs, self.outputs = inputs, self._outputs // 2 if gated else self._outputs
         self._matrix = native.Linear(_FORMATS[parts[0].dtype], self._outputs, inputs)
         self._weight = torch.empty(self._matrix.packed_bytes, dtype=torch.uint8)
         self._bias = _padded(bias, self._outputs, gated)
-        self._matrix.set_weight(self._weight.data_ptr(), 0, 0 if self._bias is None else self._bias.data_ptr())
+        self._scales = _padded(scales, self._outputs, gated)
+        self._matrix.set_weight(self._weight.data_ptr(), _address(self._scales), _address(self._bias))
         if gated:
             for first, part in enumerate(parts):
                 self._matrix.pack(part.contiguous().data_ptr(), part.shape[0], first, 2)
         else:
             whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0].contiguous()
             self._matrix.pack(whole.data_ptr(), self._outputs)
-        self.num_bytes = self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        held = (self._weight, self._bias, self._scales)
+        self.num_bytes = sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """fp32 `[rows, outputs]` for fp32 x `[rows, inputs]`; `residual` of the result's shape is added."""
         if x.stride(1) != 1:
             x = x.contiguous()
         y = torch.empty(x.shape[0], self.outputs)
-        added = 0 if residual is None else residual.contiguous().data_ptr()
-        self._matrix.run(x.data_ptr(), x.shape[0], x.stride(0), y.data_ptr(), self.outputs, added, self._gated)
+        residual = None if residual is None else residual.contiguous()
+        self._matrix.run(
+            x.data_ptr(), x.shape[0], x.stride(0), y.data_ptr(), self.outputs, _address(residual), self._gated
+        )
         return y
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -57,7 +68,7 @@ class NativeLinear:
         ids = ids.contiguous()
         out = torch.empty(ids.shape[0], self.inputs)
         self._matrix.unpack(ids.data_ptr(), ids.shape[0], out.data_ptr())
-        return out
+        return out if self._scales is None else out.mul_(self._scales[ids].unsqueeze(1))
 
 
 def can_gate(parts: Sequence[Tensor]) -> bool:
@@ -76,11 +87,15 @@ def twin(
     return y if residual is None else residual + y
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def _padded(bias: Tensor | None, outputs: int, gated: bool) -> Tensor | None:
     """fp32, in the order of the panels, zeros behind the last output."""
     if bias is None:
         return None
-    values = bias.to(torch.float32)
+    values = bias.to(torch.float32).reshape(-1)
     if gated:
         values = values.view(2, -1, PANEL).transpose(0, 1).reshape(-1)
     return F.pad(values, (0, -outputs % PANEL)).contiguous()

@@ -168,6 +168,13 @@ class Loader:
             return Int4Linear(fused, bias, self.activations)
         if isinstance(first, _Int8):
             eights = [part for part in parts if isinstance(part, _Int8)]
+            if self._native is not None:
+                return NativeLinear(
+                    self._native,
+                    [part.weight for part in eights],
+                    bias,
+                    scales=torch.cat([part.scales for part in eights]),
+                )
             return Int8Linear(
                 torch.cat([part.weight for part in eights]), torch.cat([part.scales for part in eights]), bias
             )

@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 HEADRACE_DISPATCH(LinearKernels, linear_kernels)
 
@@ -17,8 +18,7 @@ Format format_named(const std::string& name) {
     if (name == "fp32") return Format::fp32;
     if (name == "bf16") return Format::bf16;
     if (name == "int8") return Format::int8;
-    if (name == "int4") return Format::int4;
-    throw std::invalid_argument("format must be fp32, bf16, int8 or int4, not " + name);
+    throw std::invalid_argument("format must be fp32, bf16 or int8, not " + name);
 }
 
 std::int64_t panels_of(std::int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
@@ -26,16 +26,15 @@ std::int64_t panels_of(std::int64_t outputs) { return (outputs + PANEL - 1) / PA
 // A matrix as packed; holds no memory of its own.
 class Linear {
    public:
-    Linear(const std::string& format, std::int64_t outputs, std::int64_t inputs, std::int64_t group) {
+    Linear(const std::string& format, std::int64_t outputs, std::int64_t inputs) {
         if (outputs < 1 || inputs < 1) throw std::invalid_argument("a matrix has at least one output and one input");
         args_.format = format_named(format);
         args_.outputs = outputs;
         args_.inputs = inputs;
-        args_.group = group;
     }
 
     std::int64_t packed_bytes() const {
-        return panels_of(args_.outputs) * linear_kernels().panel_bytes(args_.format, args_.inputs, args_.group);
+        return panels_of(args_.outputs) * linear_kernels().panel_bytes(args_.format, args_.inputs);
     }
 
     void set_weight(Address weight, Address scales, Address bias) {
@@ -45,7 +44,7 @@ class Linear {
     }
 
     void pack(Address source, std::int64_t rows, std::int64_t first_panel, std::int64_t step) const {
-        const std::int64_t bytes = linear_kernels().panel_bytes(args_.format, args_.inputs, args_.group);
+        const std::int64_t bytes = linear_kernels().panel_bytes(args_.format, args_.inputs);
         if (rows < 1 || first_panel < 0 || step < 1 ||
             first_panel + (panels_of(rows) - 1) * step >= panels_of(args_.outputs))
             throw std::invalid_argument("the rows do not fit into the packed matrix");
@@ -84,6 +83,13 @@ class Linear {
         args.residual = at<const float>(residual);
         args.gated = gated;
         if (rows == 0) return;
+        const std::int64_t bytes = linear_kernels().quantized_bytes(args);
+        if (bytes > 0) {
+            thread_local std::vector<char> tokens;  // scratch() belongs to the loops
+            if (tokens.size() < static_cast<std::size_t>(bytes)) tokens.resize(static_cast<std::size_t>(bytes));
+            args.quantized = tokens.data();
+            parallel([&](int thread, int threads) { linear_kernels().quantize(args, thread, threads); });
+        }
         parallel([&](int thread, int threads) { linear_kernels().run(args, thread, threads); });
     }
 
@@ -96,8 +102,8 @@ class Linear {
 void bind_linear(nb::module_& module) {
     using Release = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Linear>(module, "Linear", "A packed matrix [outputs, inputs]; the memory belongs to the caller.")
-        .def(nb::init<const std::string&, std::int64_t, std::int64_t, std::int64_t>(), nb::arg("format"),
-             nb::arg("outputs"), nb::arg("inputs"), nb::arg("group") = 0)
+        .def(nb::init<const std::string&, std::int64_t, std::int64_t>(), nb::arg("format"),
+             nb::arg("outputs"), nb::arg("inputs"))
         .def_prop_ro("packed_bytes", &Linear::packed_bytes)
         .def("set_weight", &Linear::set_weight, nb::arg("weight"), nb::arg("scales") = 0, nb::arg("bias") = 0,
              "Addresses of `packed_bytes` of memory, of fp32 scales (int8) and bias, both padded to panels of 16; 0: none.")

@@ -14,12 +14,11 @@ namespace headrace {
 
 constexpr int PANEL = 16;
 
-enum class Format : int { fp32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+enum class Format : int { fp32 = 0, bf16 = 1, int8 = 2 };
 
 struct LinearArgs {
     Format format;
     std::int64_t rows, outputs, inputs;
-    std::int64_t group;     // int4: inputs that share a scale, a multiple of 32
     const float* x;         // [rows, inputs], rows x_stride apart
     std::int64_t x_stride;
     const void* weight;     // packed
@@ -29,15 +28,15 @@ struct LinearArgs {
     float* y;               // [rows, outputs] or, gated, [rows, outputs / 2]; rows y_stride apart
     std::int64_t y_stride;
     bool gated;             // panels alternate gate, up: y = silu(gate) * up
-    void* quantized;        // int8, int4: x as `quantize` left it, for all rows
+    void* quantized;        // int8: the tokens' scales [rows], which `quantize` writes
 };
 
 struct LinearKernels {
-    std::int64_t (*panel_bytes)(Format format, std::int64_t inputs, std::int64_t group);
+    std::int64_t (*panel_bytes)(Format format, std::int64_t inputs);
     // Source rows [16 * panel, ...) of the weight `source` [outputs, inputs] (fp32, bf16 or int8) into one panel.
     void (*pack)(Format format, const void* source, std::int64_t outputs, std::int64_t inputs, std::int64_t panel,
                  void* out);
-    // One output's weights as fp32, e.g. a row of an embedding.
+    // One output's weights as fp32, e.g. a row of an embedding; int8 without its scale.
     void (*unpack)(Format format, const void* weight, std::int64_t output, std::int64_t inputs, float* out);
     std::int64_t (*quantized_bytes)(const LinearArgs& args);
     void (*quantize)(const LinearArgs& args, int thread, int threads);
