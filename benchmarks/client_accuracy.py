@@ -103,10 +103,12 @@ def vllm(args: argparse.Namespace, url: str, where: Path) -> tuple[Figures, int]
 def guidellm(args: argparse.Namespace, url: str, where: Path) -> tuple[Figures, int]:
     run(
         [
-            *(args.guidellm, "benchmark", "run", "--target", url, "--model", "timed", "--processor", args.tokenizer),
-            *("--profile", "constant", "--rate", str(args.rate), "--max-requests", str(args.requests)),
-            *("--data", "prompt_tokens=16,output_tokens=24", "--output-path", str(where / "g.json")),
-            *("--request-type", "chat_completions", "--disable-console"),
+            *(args.guidellm, "run", "--profile", f"kind=constant,rate={args.rate}", "--disable-console"),
+            *("--backend", f"kind=openai_http,target={url},model=timed,request_format=/v1/chat/completions"),
+            *("--constraint", f"kind=max_requests,count={args.requests}"),
+            *("--tokenizer", f"kind=hf_auto,model={args.tokenizer}"),
+            *("--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=24"),
+            *("--output", f"kind=json,path={where / 'g.json'}"),
         ]
     )
     metrics = json.loads((where / "g.json").read_text())["benchmarks"][0]["metrics"]

@@ -39,6 +39,7 @@ def _a_model_tokenizer(path: Path) -> str | None:
 # (table, key) -> what must be there, and whether a name of the hub may stand in its place.
 _PATHS: dict[tuple[str, str], tuple[Check, bool]] = {
     ("workload", "dataset-path"): (_a_file, False),
+    ("workload", "arrivals-path"): (_a_file, False),
     ("workload", "tokenizer"): (_a_tokenizer, False),
     ("target", "model"): (_a_model, True),
     ("serve", "tokenizer"): (_a_model_tokenizer, True),
@@ -87,8 +88,12 @@ def _tables_with_paths(data: Mapping[str, Json]) -> Iterator[tuple[str, str, dic
         if table == "target" and isinstance(targets, dict):
             tables += targets.values()
         for values in tables:
-            # A server that runs already has a name for its model, which is no path here.
-            if isinstance(values, dict) and (table != "target" or values.get("kind") != "url"):
+            # A server that runs already has a name for its model, which is no path here; nor is a data set of the hub.
+            named = isinstance(values, dict) and (
+                (table == "target" and values.get("kind") == "url")
+                or (key == "dataset-path" and "hf" in (values.get("dataset"), values.get("dataset-name")))
+            )
+            if isinstance(values, dict) and not named:
                 # [workload] takes underscores as well.
                 yield from ((table, spelled, values) for spelled in {key, key.replace("-", "_")} if spelled in values)
 

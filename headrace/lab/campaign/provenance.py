@@ -85,7 +85,11 @@ def files_digest(path: Path) -> str:
 def workload_hash(spec: WorkloadSpec) -> str:
     """Of the declaration and of the files that it names."""
     return digest_of(
-        [spec.digest(), *(files_digest(Path(path)) if path else "" for path in (spec.dataset_path, spec.tokenizer))]
+        [
+            spec.digest(),
+            *(files_digest(Path(path)) if path else "" for path in (spec.dataset_path, spec.tokenizer)),
+            *([files_digest(Path(spec.arrivals_path))] if spec.arrivals_path else []),
+        ]
     )
 
 

@@ -83,6 +83,8 @@ def test_the_example_in_the_table_is_accepted(key: str, tmp_path: Path) -> None:
         example = f'{example}\nmodel = "owner/name"\n[[sweep]]\ntarget = ["NAME"]'
     if "sharegpt" in name or "dataset-path" in name:
         lines += ['dataset = "sharegpt"\n', *(['dataset-path = "talk.json"\n'] if name != "dataset-path" else [])]
+    if name == "time-scale":
+        lines.append('arrivals-path = "talk.json"\n')
     if name.startswith("ramp-up"):  # the three go together
         ramp = ("ramp-up-strategy = 'linear'\n", "ramp-up-start-rps = 1\n", "ramp-up-end-rps = 8\n")
         lines += [line for line in ramp if not line.startswith(name)]
