@@ -145,7 +145,7 @@ class Sessions:
 
 
 def measure(target_url: str, workload_spec: WorkloadSpec, out_dir: Path, *, model: str, progress: Any) -> RunResult:
-    """The lab's own client; imported when something is measured (aiohttp, numpy)."""
+    """The lab's own client; imported when something is measured (uvloop, numpy)."""
     from headrace.lab.client import measure as with_client
 
     return with_client(target_url, workload_spec, out_dir, model=model, progress=progress)

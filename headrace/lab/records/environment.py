@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace.version import VERSION
 
-_PACKAGES = ("aiohttp", "numpy", "scipy", "tokenizers", "uvloop", "torch", "transformers", "vllm")
+_PACKAGES = ("numpy", "scipy", "tokenizers", "uvloop", "torch", "transformers", "vllm")
 
 
 def describe_environment() -> dict[str, Any]:

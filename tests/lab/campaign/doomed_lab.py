@@ -17,7 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
-import aiohttp  # noqa: F401  (what a campaign imports on its way is here before the count begins)
+import uvloop  # noqa: F401  (what a campaign imports on its way is here before the count begins)
 from campaign_world import World
 
 import headrace.lab.client  # noqa: F401
