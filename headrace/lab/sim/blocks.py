@@ -28,6 +28,7 @@ from headrace.lab.workload.conversation import LengthShape, matched_lengths
 SEEDS = tuple(range(1, 7))
 BLOCK_SIZE = 16
 
+_SYNTHETIC = "lengths are synthetic, matched to the printed totals; the order of the requests is not known"
 _NEEDED = ("policy", "max_num_batched_tokens", "max_num_seqs", "max_model_len")
 
 
@@ -70,7 +71,7 @@ def calibrate_on_blocks(cells: Sequence[Cell], shape: LengthShape) -> tuple[Cali
     ]
     fit = fit_runs(observations)
     return Calibration(
-        fit, "result blocks", tuple(cell.name for cell in cells), _seen(observations, fit), _notes(fit)
+        fit, "result blocks", tuple(cell.name for cell in cells), seen_by(observations, fit), notes_on(fit) + (_SYNTHETIC,)
     ), workload
 
 
@@ -134,7 +135,8 @@ def _workload(runs: Sequence[tuple[Cell, RunResult]], shape: LengthShape) -> Blo
     )
 
 
-def _seen(observations: Sequence[Observation], fit: Fit) -> dict[str, tuple[float, float]]:
+def seen_by(observations: Sequence[Observation], fit: Fit) -> dict[str, tuple[float, float]]:
+    """The range of the steps' features in the runs that a fit has seen."""
     steps = [simulate(run.traffic[0], fit.server(run.config)) for run in observations]
     return {
         name: (
@@ -145,8 +147,9 @@ def _seen(observations: Sequence[Observation], fit: Fit) -> dict[str, tuple[floa
     }
 
 
-def _notes(fit: Fit) -> tuple[str, ...]:
-    notes = ["lengths are synthetic, matched to the printed totals; the order of the requests is not known"]
+def notes_on(fit: Fit) -> tuple[str, ...]:
+    """What a reader of the coefficients must know."""
+    notes = []
     if fit.condition > ILL_CONDITIONED:
         notes.append(
             f"the runs do not tell the coefficients apart (condition {fit.condition:.0f}): add one with a small budget,"

@@ -7,7 +7,7 @@ metrics goes on from there, with the simulator as the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -89,6 +89,8 @@ class Observation:
         names, values, scale = list(keys), [self.metrics[key] for key in keys], [weights[key] for key in keys]
         for name, column in (("ttft_s", self.ttft_s), ("e2e_s", self.e2e_s)):
             known = np.flatnonzero(column > 0)
+            if not len(known):
+                continue
             names += [f"{name}#{index}" for index in known]
             values += column[known].tolist()
             # All requests together count as much as five metrics.
@@ -199,19 +201,19 @@ def _fit(
 
 
 def linear_start(observations: Sequence[Observation], terms: Sequence[str]) -> StepCost:
-    """Non-negative least squares on the four means of each run; twice, since the schedule may depend on the times."""
+    """Non-negative least squares on each run's means, and on its requests where they are known.
+
+    Three times, since at a finite rate the schedule depends on the times.
+    """
     free = [term for term in terms if term in TERMS and term != "floor_s"]
     cost = StepCost(base_s=0.01, token_s=1e-4)
-    for _ in range(2):
+    for _ in range(3):
         rows, targets = [], []
         for run in observations:
             outcome = simulate(run.traffic[0], Server(run.config, cost))
-            for row, key, weight in _linear_rows(outcome, free):
-                value = run.metrics.get(key, 0.0)
-                if value > 0:
-                    scale = weight / (value if key == "duration" else value / 1e3)
-                    rows.append(row * scale)
-                    targets.append(weight)
+            for row, target in _linear_rows(outcome, free, run):
+                rows.append(row)
+                targets.append(target)
         if not rows:
             raise ConfigError("the runs to calibrate on have no mean latency and no duration")
         design = np.array(rows)
@@ -223,31 +225,33 @@ def linear_start(observations: Sequence[Observation], terms: Sequence[str]) -> S
     return cost
 
 
-def _linear_rows(outcome: Outcome, terms: Sequence[str]) -> list[tuple[Floats, str, float]]:
-    """(row, metric, weight): metric in seconds = row . coefficients, for this schedule."""
+def _linear_rows(outcome: Outcome, terms: Sequence[str], run: Observation) -> Iterator[tuple[Floats, float]]:
+    """(row, target): row . coefficients should be the target, for this schedule; both weighted."""
     columns = [_feature(outcome, term) for term in terms]
     done = np.concatenate([np.zeros((1, len(terms))), np.cumsum(np.stack(columns, axis=1), axis=0)])
-    first = outcome.first_runs
+    first, ends = outcome.first_runs, outcome.ends_ns
     served = np.flatnonzero(outcome.served & (first >= 0))
     begun = outcome.runs[first[served], 1] + 1
-    ends = outcome.ends_ns
     last = np.searchsorted(ends, outcome.ended_ns[served], "left") + 1
     queued = np.searchsorted(ends, outcome.sent_ns[served], "left")
-    decode = done[last] - done[begun]
+    waits, decode = done[begun] - done[queued], done[last] - done[begun]
     after = outcome.traffic.output_tokens[served] - 1
     many = after > 0
-    return [
-        (done[-1], "duration", 2.0),
-        ((done[begun] - done[queued]).mean(axis=0), "mean_ttft_ms", 1.0),
-        *(
-            [
-                ((decode[many] / after[many, None]).mean(axis=0), "mean_tpot_ms", 0.5),
-                (decode.sum(axis=0) / after.sum(), "mean_itl_ms", 1.0),
-            ]
-            if many.any()
-            else []
-        ),
-    ]
+    means = [("duration", done[-1], 1.0, 2.0), ("mean_ttft_ms", waits.mean(axis=0), 1e-3, 1.0)]
+    if many.any():
+        means.append(("mean_tpot_ms", (decode[many] / after[many, None]).mean(axis=0), 1e-3, 0.5))
+        means.append(("mean_itl_ms", decode.sum(axis=0) / after.sum(), 1e-3, 1.0))
+    for key, row, unit, weight in means:
+        if run.metrics.get(key, 0.0) > 0:
+            yield row * (weight / (run.metrics[key] * unit)), weight
+    for column, rows in ((run.ttft_s, waits), (run.e2e_s, done[last] - done[queued])):
+        if len(column):
+            known = column[served]
+            told = np.flatnonzero(known > 0)
+            if len(told):
+                # Long waits tell more than short ones, which half a step more or less changes.
+                scale = np.sqrt(5.0 / len(told)) / float(known[told].mean())
+                yield from ((rows[index] * scale, float(known[index]) * scale) for index in told)
 
 
 def _feature(outcome: Outcome, term: str) -> Floats:
