@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "compare": ("headrace.cli.compare", "compare two measurements with intervals; a gate for continuous integration"),
     "capacity": ("headrace.cli.capacity", "find the largest request rate that keeps a service level"),
+    "calibrate": ("headrace.cli.calibrate", "learn what a step costs, from step logs, campaigns or printed results"),
     "simulate": ("headrace.cli.simulate", "predict a plan's cells without running them"),
     "import": ("headrace.cli.import_", "read benchmark logs and result files of other tools into the same tables"),
     "explain-difference": (

@@ -87,6 +87,8 @@ def run(
         )
         return exit_codes.INTERRUPTED
     measured = any(cell.runs for cell in study.cells)
+    if measured:
+        study = _resimulated(study, home)
     if report:
         _report(home, study, others)
     elif measured:
@@ -116,6 +118,18 @@ def _print_cells(console: Console, plan: Plan, planned: tuple[PlannedCell, ...])
         f"each on a server of its own{several}, {requests} requests in all",
         markup=False,
     )
+
+
+def _resimulated(study: Study, home: Path) -> Study:
+    """The study with what the simulator says of its cells, kept beside the runs."""
+    from headrace.lab.campaign.execute import STUDY
+    from headrace.lab.files import write_durably
+    from headrace.lab.records.results import study_to_json
+    from headrace.lab.sim.campaigns import resimulated
+
+    study = resimulated(study, home)
+    write_durably(home / STUDY, study_to_json(study))
+    return study
 
 
 def _report(home: Path, study: Study, others: Beside) -> None:

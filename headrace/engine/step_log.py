@@ -111,13 +111,16 @@ class StepLog:
         if len(pending) >= _MAX_PENDING:
             self._lost += 1
             return
-        prefill = decode = drafted = 0
-        for sequence, start, length, _, drafts in batch.chunks:
+        prefill = decode = drafted = kv_tokens = pairs = rows = 0
+        for sequence, start, length, samples, drafts in batch.chunks:
             drafted += len(drafts)
+            rows += samples
             if start < sequence.prefill_length:
                 prefill += length
+                pairs += length * (2 * start + length)
             else:
                 decode += length
+                kv_tokens += start + length
         chunks = None
         if self.config.with_requests:
             chunks = [(sequence.request_id, start, length) for sequence, start, length, *_ in batch.chunks]
@@ -125,7 +128,8 @@ class StepLog:
         was_empty = not pending
         pending.append(
             (
-                *(batch.step, started_s, ended_s, prefill, decode, len(batch.chunks), running, waiting),
+                *(batch.step, started_s, ended_s, prefill, decode, kv_tokens, pairs, rows, len(batch.chunks)),
+                *(running, waiting),
                 *(kv_used, kv_free, len(batch.preempted), len(batch.admitted), finished, drafted, accepted, chunks),
             )
         )
@@ -227,13 +231,15 @@ def _mend(fd: int) -> int:
 
 
 def _line(record: tuple[Any, ...]) -> bytes:
-    step, started_s, ended_s, prefill, decode, sequences, running, waiting, used, free, *counts, chunks = record
+    step, started_s, ended_s, prefill, decode, kv_tokens, pairs, rows, sequences, running, waiting, *rest = record
+    used, free, *counts, chunks = rest
     preempted, admitted, finished, drafted, accepted = counts
     # By hand: json.dumps takes twice as long, and the writer shares the interpreter with the step thread.
     text = (
         f'{{"step":{step},"start_s":{started_s:.6f},"end_s":{ended_s:.6f},"prefill_tokens":{prefill},'
-        f'"decode_tokens":{decode},"sequences":{sequences},"running":{running},"waiting":{waiting},"kv_used":{used},'
-        f'"kv_free":{free},"preempted":{preempted},"admitted":{admitted},"finished":{finished},'
+        f'"decode_tokens":{decode},"kv_tokens":{kv_tokens},"pairs":{pairs},"rows":{rows},"sequences":{sequences},'
+        f'"running":{running},"waiting":{waiting},"kv_used":{used},"kv_free":{free},"preempted":{preempted},'
+        f'"admitted":{admitted},"finished":{finished},'
         f'"drafted":{drafted},"accepted":{accepted}'
     )
     if chunks is not None:

@@ -44,6 +44,7 @@ def test_a_line_says_what_the_step_did(tmp_path: Path) -> None:
     header, first, second, third, *_ = lines(tmp_path / "steps.jsonl")
     assert header["schema"] == "headrace.step-log/1" and header["model"] == "m"
     work = {"step": 1, "start_s": 0.0, "end_s": 0.002, "prefill_tokens": 7, "decode_tokens": 0, "sequences": 2}
+    work |= {"kv_tokens": 0, "pairs": 5 * 5 + 2 * 2, "rows": 2}
     state = {
         "running": 2,
         "waiting": 1,

@@ -12,6 +12,7 @@ restarts     noise between restarts and within one server
 causes       Little's law, and the cost of a token
 where_time_goes  TTFT in client, network, queue and prefill; what the server did in long gaps
 best         the best cell of a metric and its ties
+simulated    measured against simulated
 headline     which setting, why, and how sure
 """
 
@@ -24,6 +25,7 @@ from headrace.lab.findings.best import BestCells, best_cells
 from headrace.lab.findings.finding import Finding
 from headrace.lab.findings.headline import choose, headline
 from headrace.lab.findings.run_warnings import with_disturbance
+from headrace.lab.findings.simulated import simulated
 from headrace.lab.findings.table import Table, build
 from headrace.lab.findings.undecided import undecided
 from headrace.lab.records.results import Study
@@ -50,6 +52,7 @@ def explain(study: Study) -> tuple[Finding, ...]:
     return (
         *with_disturbance(table, claims),
         *restarts.levels(study.cells),
+        *simulated(study),
         *trust.left_out(table),
         *trust.not_measured(table),
         *trust.caveats(table),

@@ -99,6 +99,8 @@ class Study:
 
     kind    "measured", "imported" or "simulated"
     facts   what is true of every run and not in the settings: where the figures come from, the machine, ...
+    simulation   what the simulator, calibrated on some of the cells, says of all of them (see lab/sim/campaigns.py);
+                 `reason` alone where it could not be asked; empty where it was not
     """
 
     name: str
@@ -106,6 +108,7 @@ class Study:
     kind: str
     cells: tuple[Cell, ...]
     facts: Mapping[str, Json] = field(default_factory=dict)
+    simulation: Mapping[str, Json] = field(default_factory=dict)
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -151,6 +154,20 @@ def study_to_json(study: Study) -> str:
         raise InvariantError(f"the study {study.name} holds what JSON cannot: {error}") from None
 
 
+def _simulation(value: Any) -> dict[str, Json]:
+    """Checked down to its figures: whatever reads a study may rely on them."""
+    found = _object(value, "the simulation")
+    for name in found.get("calibrated_on", ()):
+        _text(name, "a cell's name")
+    for row in found.get("cells", ()):
+        _text(row["cell"], "a cell's name")
+        for figures in _object(row["metrics"], "the simulated metrics").values():
+            _metrics({key: figures[key] for key in ("measured", "simulated")})
+            low, high = figures["interval"]
+            _metrics({"low": low, "high": high})
+    return found
+
+
 def study_from_json(text: str, *, source: str) -> Study:
     """Read a study back.  Raises ConfigError naming `source` when the text is not a study of this version."""
     try:
@@ -181,6 +198,7 @@ def study_from_json(text: str, *, source: str) -> Study:
             _text(data["kind"], "kind"),
             cells,
             _object(data["facts"], "facts"),
+            _simulation(data.get("simulation", {})),
         )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(f"{source} is a damaged study: {type(error).__name__} {error}") from None

@@ -19,6 +19,7 @@ from headrace.lab.report.view import (
     ITL,
     OUTPUT_RATE,
     ROLE_WORDS,
+    SIMULATED_COLUMNS,
     TOTAL_RATE,
     TPOT,
     TTFT,
@@ -28,6 +29,7 @@ from headrace.lab.report.view import (
     CellView,
     FindingView,
     Metric,
+    SimulatedView,
     StudyView,
     Value,
 )
@@ -76,7 +78,32 @@ def study_view(study: Study, findings: Sequence[Finding], index: int = 0) -> Stu
         findings=tuple(_finding_view(finding, anchors) for finding in findings),
         best=tuple(best for metric in (rate, TTFT[0], TPOT[1], ITL[2]) if (best := _best(metric, table, views))),
         facts=tuple(fact(plain(name, 200), plain(text)) for name, text in flatten(study.facts)),
+        simulated=tuple(_simulated_view(row, anchors) for row in study.simulation.get("cells", ())),
+        simulated_words=_simulated_words(study.simulation),
     )
+
+
+def _simulated_view(row: Mapping[str, Any], anchors: Mapping[str, str]) -> SimulatedView:
+    values = {}
+    for metric in SIMULATED_COLUMNS:
+        if metric.key in row["metrics"]:
+            figures = row["metrics"][metric.key]
+            measured, simulated = float(figures["measured"]), float(figures["simulated"])
+            low, high = figures["interval"]
+            error = simulated / measured - 1 if measured else 0.0
+            values[metric.key] = (measured, simulated, error, low <= measured <= high)
+    name = plain(row["cell"], 120)
+    return SimulatedView(name, anchors.get(name), row.get("calibration") is True, values)
+
+
+def _simulated_words(simulation: Mapping[str, Any]) -> str:
+    if "reason" in simulation:
+        return plain(str(simulation["reason"]))
+    if not simulation.get("cells"):
+        return ""
+    if simulation.get("halves") is True:
+        return "calibrated on every second request of each cell"
+    return plain(f"calibrated on {', '.join(map(str, simulation.get('calibrated_on', ())))}; the others are predicted")
 
 
 def _cell_view(cell: Cell, anchor: str, left_out: str, factor: str, not_counted: Sequence[RunResult] = ()) -> CellView:

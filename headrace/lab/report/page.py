@@ -75,7 +75,7 @@ def page_html(views: Sequence[StudyView]) -> str:
         "legend": _legend(boards),
         "charts": _charts(views, boards),
         "unplanned": "".join(map(tables.unplanned, views)),
-        "results": "".join(map(tables.results, views)),
+        "results": "".join([*map(tables.results, views), *map(tables.simulated, views)]),
         "settings": "".join(map(tables.settings, views)),
         "provenance": "".join(map(tables.provenance, views)),
         "figures": inert_json({"figures": figures, "dark": charts.DARK}),

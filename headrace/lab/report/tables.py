@@ -7,7 +7,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from headrace.lab.report.text import count, decimals, figure, unbroken, without_shared_start
-from headrace.lab.report.view import COMPLETED, FAILED, RESULT_COLUMNS, SERVER_COLUMNS, CellView, Metric, StudyView
+from headrace.lab.report.view import (
+    COMPLETED,
+    FAILED,
+    RESULT_COLUMNS,
+    SERVER_COLUMNS,
+    SIMULATED_COLUMNS,
+    CellView,
+    Metric,
+    SimulatedView,
+    StudyView,
+)
 
 esc = html.escape
 _REQUESTS = (COMPLETED, FAILED)
@@ -113,6 +123,40 @@ def _sort_value(x: float | None) -> str:
 
 def _badge(cell: CellView) -> str:
     return f'<span class="badge {cell.status.value}">{esc(cell.status_label)}</span>'
+
+
+def simulated(view: StudyView) -> str:
+    """Measured against simulated, by cell; nothing where the study was not simulated."""
+    if not view.simulated_words:
+        return ""
+    title = f"Measured against simulated: {view.simulated_words}"
+    if not view.simulated:
+        return _table(view, "", title, "", "")
+    columns = [metric for metric in SIMULATED_COLUMNS if any(metric.key in row.values for row in view.simulated)]
+    head = '<th scope="col">cell</th>' + "".join(
+        f'<th scope="col">{esc(metric.short)}<span>{esc(metric.unit)}, measured / simulated</span></th>'
+        for metric in columns
+    )
+    body = "".join(
+        f'<tr><th scope="row">{_simulated_name(row)}</th>'
+        f"{''.join(_simulated_cell(row, metric) for metric in columns)}</tr>"
+        for row in view.simulated
+    )
+    return _table(view, "simulated", title, head, body)
+
+
+def _simulated_name(row: SimulatedView) -> str:
+    name = unbroken(row.cell)
+    name = f'<a href="#{row.anchor}">{name}</a>' if row.anchor else name
+    return f"{name} <small>calibration</small>" if row.calibration else name
+
+
+def _simulated_cell(row: SimulatedView, metric: Metric) -> str:
+    if metric.key not in row.values:
+        return '<td class="num">–</td>'
+    measured, simulated, error, inside = row.values[metric.key]
+    outside = "" if inside else ", outside its interval"
+    return f'<td class="num">{figure(measured)} / {figure(simulated)}<small>{error:+.1%}{outside}</small></td>'
 
 
 def unplanned(view: StudyView) -> str:

@@ -212,6 +212,20 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatedView:
+    """One cell, measured against simulated: (measured, simulated, error, inside the interval) by metric's key."""
+
+    cell: str
+    anchor: str | None
+    calibration: bool
+    values: Mapping[str, tuple[float, float, float, bool]]
+
+
+# What the table of measured against simulated shows.
+SIMULATED_COLUMNS: tuple[Metric, ...] = (DURATION, TTFT[0], TTFT[2], TPOT[1], ITL[1])
+
+
+@dataclass(frozen=True, slots=True)
 class StudyView:
     """Everything the page says about one study, in the order in which it says it."""
 
@@ -227,6 +241,8 @@ class StudyView:
     findings: tuple[FindingView, ...]
     best: tuple[Best, ...]
     facts: tuple[tuple[str, str], ...]
+    simulated: tuple[SimulatedView, ...] = ()
+    simulated_words: str = ""  # on what the simulation rests, or why there is none
 
     @property
     def unplanned(self) -> tuple[CellView, ...]:

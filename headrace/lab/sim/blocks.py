@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,10 @@ from headrace.core.state import SchedulerConfig
 from headrace.errors import ConfigError
 from headrace.lab.records.results import Cell, RunResult, Study
 from headrace.lab.sim.calibration import ILL_CONDITIONED, Calibration
+from headrace.lab.sim.cost import StepCost
 from headrace.lab.sim.fit import Fit, Observation, fit_runs
 from headrace.lab.sim.predict import Prediction, predict_cell
+from headrace.lab.sim.server import FrontEnd
 from headrace.lab.sim.simulate import simulate
 from headrace.lab.sim.traffic import NS, Traffic
 from headrace.lab.workload.conversation import LengthShape, matched_lengths
@@ -58,21 +60,79 @@ class BlockWorkload:
         return Traffic(planned, lengths[:, 0], lengths[:, 1])
 
 
-def calibrate_on_blocks(cells: Sequence[Cell], shape: LengthShape) -> tuple[Calibration, BlockWorkload]:
-    """Fit to the cells' printed metrics.  Raises ConfigError for cells of other workloads or without their settings."""
+def calibrate_on_blocks(cells: Sequence[Cell], shape: LengthShape | None = None) -> tuple[Calibration, BlockWorkload]:
+    """Fit to the cells' printed metrics: the cost of a step, and without `shape` the widths of the lengths too.
+
+    Raises ConfigError for cells of other workloads or without their settings.
+    """
     runs = [(cell, run) for cell in cells for run in cell.runs]
     if not runs:
         raise ConfigError("the cells to calibrate on have no run")
-    workload = _workload(runs, shape)
-    traffic = workload.traffic()
-    observations = [
+    workload = _workload(runs, shape or _NEUTRAL)
+    if shape is None:
+        workload = replace(workload, shape=_shape(runs, _NEUTRAL))
+    start = None
+    if shape is None:
+        workload, start = _fit_shape(runs, workload)
+    observations = _observations(runs, workload, SEEDS)
+    fit = fit_runs(observations, start=start)
+    return Calibration(
+        fit,
+        "result blocks",
+        tuple(cell.name for cell in cells),
+        seen_by(observations, fit),
+        (*notes_on(fit), _SYNTHETIC),
+    ), workload
+
+
+# Where the search for the lengths' shape begins, and what it tries, one width after the other: short answers make the
+# tail of TPOT, the spread of answers its median against its mean, the spread of prompts the order of TTFT.
+_NEUTRAL = LengthShape(prompt_sigma=1.2, output_sigma=0.75, correlation=0.0, short_share=0.0)
+_TRIED: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("short_share", (0.0, 0.05, 0.10, 0.15)),
+    ("output_sigma", (0.45, 0.60, 0.75, 0.90)),
+    ("prompt_sigma", (1.2, 1.6, 2.0)),
+    ("short_share", (0.05, 0.10, 0.15)),
+)
+
+
+def _fit_shape(
+    runs: Sequence[tuple[Cell, RunResult]], workload: BlockWorkload
+) -> tuple[BlockWorkload, tuple[StepCost, FrontEnd]]:
+    """The workload whose lengths explain the runs' own metrics best, and the coefficients that go with it."""
+    start: tuple[StepCost, FrontEnd] | None = None
+    found: dict[LengthShape, Fit] = {}
+    best = workload.shape
+    for name, values in _TRIED:
+        for value in values:
+            shape = _shape(runs, replace(best, **{name: value}))
+            if shape not in found:
+                tried = _observations(runs, replace(workload, shape=shape), SEEDS[:2])
+                found[shape] = fit_runs(tried, start=start, rounds=4)
+                start = (found[shape].cost, found[shape].front)
+        best = min(found, key=lambda shape: found[shape].loss)
+    return replace(workload, shape=best), (found[best].cost, found[best].front)
+
+
+def _shape(runs: Sequence[tuple[Cell, RunResult]], widths: LengthShape) -> LengthShape:
+    """The widths, around the lognormals' means that the totals give."""
+    count = runs[0][1].metrics["completed"]
+    prompt, output = (runs[0][1].metrics[f"total_{side}_tokens"] / count for side in ("input", "output"))
+    return replace(
+        widths,
+        prompt_mu=math.log(prompt) - widths.prompt_sigma**2 / 2,
+        output_mu=math.log(output) - widths.output_sigma**2 / 2,
+    )
+
+
+def _observations(
+    runs: Sequence[tuple[Cell, RunResult]], workload: BlockWorkload, seeds: Sequence[int]
+) -> list[Observation]:
+    traffic = workload.traffic(seeds)
+    return [
         Observation(cell.name, scheduler_config(cell.settings, workload.num_blocks), traffic, run.metrics)
         for cell, run in runs
     ]
-    fit = fit_runs(observations)
-    return Calibration(
-        fit, "result blocks", tuple(cell.name for cell in cells), seen_by(observations, fit), notes_on(fit) + (_SYNTHETIC,)
-    ), workload
 
 
 def predict_blocks(

@@ -15,18 +15,21 @@ import numpy as np
 
 from headrace.core.state import SchedulerConfig
 from headrace.errors import ConfigError, HeadraceError
+from headrace.lab.metrics.result import STEPS
 from headrace.lab.records.results import Cell, RunResult, Study
 from headrace.lab.records.store import read_run
 from headrace.lab.sim.blocks import notes_on, scheduler_config, seen_by
 from headrace.lab.sim.calibration import Calibration
-from headrace.lab.sim.fit import Fit, Observation, fit_runs
+from headrace.lab.sim.fit import FRONT, Fit, Observation, fit_runs
 from headrace.lab.sim.predict import Prediction, predict_cell
 from headrace.lab.sim.rows import measured_means
+from headrace.lab.sim.server import FrontEnd
+from headrace.lab.sim.steplog import calibrate_on_steps, merged, read_step_log
 from headrace.lab.sim.traffic import Traffic, traffic_from_records
 
-# A step's constant, its tokens, the context that its decodes read, what each sequence costs the host, and the way from
-# the client to the scheduler.
-TERMS = ("base_s", "token_s", "kv_token_s", "sequence_s", "delay_s", "each_s")
+# A step's constant, its tokens, the context that its decodes read, and the way from the client to the scheduler: more
+# than records tell apart helps no prediction.
+TERMS = ("base_s", "token_s", "kv_token_s", "delay_s")
 # Metrics that say whether the model holds; the tails of others rest on single requests.
 SHOWN = ("duration", "mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "median_itl_ms", "mean_e2el_ms")
 _MOST_CALIBRATING = 4
@@ -44,6 +47,7 @@ class Measured:
     e2e_s: np.ndarray
     metrics: Mapping[str, float]
     settings: Mapping[str, Any]
+    step_log: Path
 
     def observation(self, every: int = 1) -> Observation:
         """What a fit may learn from it: all of its requests, or every second one (then no aggregates)."""
@@ -64,17 +68,42 @@ def resimulated(study: Study, home: Path) -> Study:
         cells = read_measured(study, home)
         if not cells:
             raise ConfigError("no cell has records that can be simulated")
-        calibration, names = calibrate_on_campaign(cells)
-        predictions = [
-            predict_cell(cell.name, cell.config, (cell.traffic,), calibration.fit, seen=calibration.seen)
-            for cell in cells
-        ]
+        told = [_simulated(study, group) for group in _by_target(cells)]
     except HeadraceError as error:
         return replace(study, simulation={"reason": f"not simulated: {error}"})
-    return replace(study, simulation=_told(study, calibration, names, predictions))
+    return replace(study, simulation=_joined(told))
 
 
-def calibrate_on_campaign(cells: Sequence[Measured], names: Sequence[str] | None = None) -> tuple[Calibration, list[str]]:
+def _by_target(cells: Sequence[Measured]) -> list[list[Measured]]:
+    """What a step costs is a question to one server at a time."""
+    groups: dict[str, list[Measured]] = {}
+    for cell in cells:
+        groups.setdefault(repr(cell.settings.get("target")), []).append(cell)
+    return list(groups.values())
+
+
+def _simulated(study: Study, cells: Sequence[Measured]) -> dict[str, Any]:
+    calibration, names = calibrate_on_campaign(cells)
+    predictions = [
+        predict_cell(cell.name, cell.config, (cell.traffic,), calibration.fit, seen=calibration.seen) for cell in cells
+    ]
+    return _told(study, calibration, names, predictions)
+
+
+def _joined(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One account of all targets; the cost is told where there is one."""
+    return {
+        "calibrated_on": [name for each in told for name in each["calibrated_on"]],
+        "halves": all(each["halves"] for each in told),
+        "cost": told[0]["cost"] if len(told) == 1 else {},
+        "notes": list(dict.fromkeys(note for each in told for note in each["notes"])),
+        "cells": [row for each in told for row in each["cells"]],
+    }
+
+
+def calibrate_on_campaign(
+    cells: Sequence[Measured], names: Sequence[str] | None = None
+) -> tuple[Calibration, list[str]]:
     """Learn from the named cells, or from a choice that spans the settings.
 
     With fewer than three cells nothing would be left to predict: then every second request of each is learned from.
@@ -84,17 +113,25 @@ def calibrate_on_campaign(cells: Sequence[Measured], names: Sequence[str] | None
     chosen = [cell for cell in cells if cell.name in names]
     every = 1 if len(chosen) < len(cells) or len(cells) > 2 else 2
     observations = [cell.observation(every) for cell in chosen]
-    fit = fit_runs(observations, TERMS)
+    logs = [read_step_log(cell.step_log) for cell in chosen if cell.step_log.is_file()]
+    if len(logs) == len(chosen):
+        # Every step is known: only the way from the client to the scheduler is left to learn.
+        by_steps = calibrate_on_steps(merged(logs), ", ".join(names))
+        fit = fit_runs(observations, FRONT, start=(by_steps.fit.cost, FrontEnd()))
+        source, extra = "step logs and records", by_steps.notes
+    else:
+        fit = fit_runs(observations, TERMS)
+        source, extra = "records", ()
     common = {
         key: value
         for key, value in chosen[0].settings.items()
         if key in ("num_blocks", "block_size", "max_model_len", "enable_prefix_caching")
         and all(cell.settings.get(key) == value for cell in chosen)
     }
-    notes = notes_on(fit)
+    notes = (*notes_on(fit), *extra)
     if every == 2:
         notes += ("learned from every second request: there are too few cells to keep some back",)
-    return Calibration(fit, "records", tuple(names), seen_by(observations, fit), notes, common), list(names)
+    return Calibration(fit, source, tuple(names), seen_by(observations, fit), notes, common), list(names)
 
 
 def choose(cells: Sequence[Measured]) -> list[str]:
@@ -141,10 +178,12 @@ def _measured(cell: Cell, run: RunResult, home: Path) -> Measured | None:
             e2e[index] = (record.chunks[-1].t_ns - record.sent_ns) / 1e9
     settings = {key: value for key, value in settings.items() if value is not None and value != "auto"}
     config = scheduler_config(settings, settings["num_blocks"])
-    return Measured(cell.name, config, traffic, ttft, e2e, run.metrics, settings)
+    return Measured(cell.name, config, traffic, ttft, e2e, run.metrics, settings, directory / STEPS)
 
 
-def _told(study: Study, calibration: Calibration, names: Sequence[str], predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _told(
+    study: Study, calibration: Calibration, names: Sequence[str], predictions: Sequence[Prediction]
+) -> dict[str, Any]:
     measured = {cell.name: measured_means(cell) for cell in study.cells}
     halves = len(names) == len(predictions)
     return {

@@ -1,8 +1,8 @@
 """Coefficients of a step's cost from what runs show: their aggregates, or the logs of their steps.
 
 Aggregates: at an infinite rate the schedule does not depend on step times, so duration, mean TTFT, mean TPOT and mean
-ITL are linear in the coefficients, and non-negative least squares gives a start; Gauss-Newton on the logarithms of all
-metrics goes on from there, with the simulator as the model.
+ITL are linear in the coefficients, and non-negative least squares gives a start; Levenberg and Marquardt's method on
+the logarithms of all metrics goes on from there, with the simulator as the model.
 """
 
 from __future__ import annotations
@@ -87,14 +87,16 @@ class Observation:
         """Names, measured values and weights of what a prediction is compared with."""
         keys = [key for key in weights if self.metrics.get(key, 0) > 0]
         names, values, scale = list(keys), [self.metrics[key] for key in keys], [weights[key] for key in keys]
-        for name, column in (("ttft_s", self.ttft_s), ("e2e_s", self.e2e_s)):
+        for name, column in self._columns(self.ttft_s, self.e2e_s).items():
             known = np.flatnonzero(column > 0)
             if not len(known):
                 continue
             names += [f"{name}#{index}" for index in known]
             values += column[known].tolist()
-            # All requests together count as much as five metrics.
-            scale += [5.0 / len(known)] * len(known)
+            # All requests together count as much as five metrics.  A wait far below the usual one is half a step more
+            # or less, which no model knows.
+            share = np.minimum(1.0, column[known] / column[known].mean()) ** 2
+            scale += (5.0 / len(known) * share).tolist()
         return names, np.array(values), np.array(scale)
 
     def predicted(self, names: Sequence[str], cost: StepCost, front: FrontEnd) -> Floats:
@@ -103,10 +105,19 @@ class Observation:
         found = _means([outcome.metrics() for outcome in outcomes])
         if len(self.ttft_s):
             outcome = outcomes[0]
-            for name, at in (("ttft_s", outcome.first_token_ns), ("e2e_s", outcome.ended_ns)):
-                waits = np.where(outcome.served, (at - outcome.sent_ns) / 1e9, 0.0)
-                found |= {f"{name}#{index}": wait for index, wait in enumerate(waits.tolist())}
+            ttft = np.where(outcome.served, (outcome.first_token_ns - outcome.sent_ns) / 1e9, 0.0)
+            e2e = np.where(outcome.served, (outcome.ended_ns - outcome.sent_ns) / 1e9, 0.0)
+            for name, column in self._columns(ttft, e2e).items():
+                found |= {f"{name}#{index}": value for index, value in enumerate(column.tolist())}
         return np.array([max(found.get(name, 0.0), 1e-9) for name in names])
+
+    def _columns(self, ttft_s: Floats, e2e_s: Floats) -> dict[str, Floats]:
+        """Single requests' latencies: to the first token, a token after it, and in all."""
+        if not len(ttft_s):
+            return {}
+        after = self.traffic[0].output_tokens - 1
+        tpot = np.divide(e2e_s - ttft_s, after, out=np.full(len(after), np.nan), where=after > 0)
+        return {"ttft_s": ttft_s, "tpot_s": tpot, "e2e_s": e2e_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,8 @@ class Fit:
 
     def draws(self, count: int, seed: int) -> list[tuple[StepCost, FrontEnd]]:
         """Coefficients that fit about as well: normal, never negative."""
+        if not self.terms:
+            return [(self.cost, self.front)] * count
         rng = np.random.default_rng([seed, 0xD12A])
         centre = _vector(self.cost, self.front, self.terms)
         sampled = rng.multivariate_normal(centre, self.covariance, size=count, method="svd")
@@ -151,7 +164,7 @@ def fit_runs(
     *,
     start: tuple[StepCost, FrontEnd] | None = None,
     weights: Mapping[str, float] = WEIGHTS,
-    rounds: int = 12,
+    rounds: int = 20,
 ) -> Fit:
     """Fit the named coefficients (of StepCost and FrontEnd) to the runs' metrics; the others keep `start`'s value.
 
@@ -191,7 +204,7 @@ def _fit(
         return left
 
     unit = np.array([_UNIT[term] for term in terms])
-    x, jacobian, left = _gauss_newton(residual, _vector(cost, front, terms), unit, weight, rounds)
+    x, jacobian, left = _marquardt(residual, _vector(cost, front, terms), unit, weight, rounds)
     cost, front = _with(cost, front, terms, x)
     robust = weight * _soft_weight(left)
     covariance, condition = _covariance(jacobian * robust[:, None], left * robust, unit)
@@ -263,39 +276,36 @@ def _feature(outcome: Outcome, term: str) -> Floats:
     return np.asarray(outcome.step(_FEATURE[term]), float)
 
 
-def _gauss_newton(
+def _marquardt(
     residual: Callable[[Floats], Floats], x: Floats, unit: Floats, weight: Floats, rounds: int
 ) -> tuple[Floats, Floats, Floats]:
-    """Bounded Gauss-Newton with halved steps on the soft-L1 loss; returns x, the Jacobian and the residuals there."""
+    """Levenberg and Marquardt's method with bounds, on the soft-L1 loss; returns x, the Jacobian and the residuals."""
     left = residual(x)
-    best = _loss(left, weight)
+    best, damping = _loss(left, weight), 1e-3
+    jacobian = _jacobian(residual, x, left, unit)
     for _ in range(rounds):
-        jacobian = _jacobian(residual, x, left, unit)
         robust = weight * _soft_weight(left)
         scaled = jacobian * robust[:, None] * unit
-        # A little damping keeps coefficients that the runs do not tell apart from running away.
-        damp = 1e-3 * np.sqrt((scaled**2).sum(axis=0).max()) * np.eye(len(x))
-        step = (
-            lsq_linear(
-                np.concatenate([scaled, damp]),
+        size = np.sqrt((scaled**2).sum(axis=0))
+        gained = 0.0
+        while gained <= 0 and damping < 1e4:
+            # Damped by each coefficient's own weight: those that the runs do not tell apart must not run away.
+            step = lsq_linear(
+                np.concatenate([scaled, np.sqrt(damping) * np.diag(size + 1e-6 * size.max())]),
                 np.concatenate([-left * robust, np.zeros(len(x))]),
                 bounds=(-x / unit - 1e-12, np.inf),
             ).x
-            * unit
-        )
-        for _ in range(6):
-            trial = np.maximum(x + step, 0.0)
+            trial = np.maximum(x + step * unit, 0.0)
             tried = residual(trial)
-            if _loss(tried, weight) < best:
-                break
-            step = step / 3
-        else:
+            gained = best - _loss(tried, weight)
+            damping = damping * 8 if gained <= 0 else max(damping / 5, 1e-6)
+        if gained <= 0:
             break
-        gained = best - _loss(tried, weight)
         x, left, best = trial, tried, best - gained
-        if gained < 1e-4 * best:
+        jacobian = _jacobian(residual, x, left, unit)
+        if gained < 1e-3 * best:
             break
-    return x, _jacobian(residual, x, left, unit), left
+    return x, jacobian, left
 
 
 def _jacobian(residual: Callable[[Floats], Floats], x: Floats, left: Floats, unit: Floats) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,24 @@ class LoggedSteps:
     settings: Mapping[str, Any]
 
 
+def is_step_log(path: Path) -> bool:
+    """Whether a file begins as one."""
+    try:
+        with path.open("rb") as file:
+            return SCHEMA.encode() in file.readline(4096)
+    except OSError:
+        return False
+
+
 def read_step_log(path: Path) -> LoggedSteps:
     """Raises ConfigError for a file that is no step log, or one of a version that lacks what a step read."""
     shapes, times, settings = [], [], {}
     rows = list(_rows(path))
     for index, row in enumerate(rows):
         if row.get("schema") == SCHEMA:
-            settings = {key: value for key, value in row.items() if key not in ("schema", "monotonic_s", "unix_s", "pid")}
+            settings = {
+                key: value for key, value in row.items() if key not in ("schema", "monotonic_s", "unix_s", "pid")
+            }
         if "step" not in row:
             continue
         if "kv_tokens" not in row:
@@ -73,7 +85,18 @@ def read_step_log(path: Path) -> LoggedSteps:
     if len(shapes) < _LEAST_STEPS:
         raise ConfigError(f"{path} holds {len(shapes)} steps; at least {_LEAST_STEPS} are needed to learn from")
     settings["num_blocks"] = settings.pop("num_kv_blocks", None)
-    return LoggedSteps(tuple(shapes), np.array(times), {key: value for key, value in settings.items() if value is not None})
+    return LoggedSteps(
+        tuple(shapes), np.array(times), {key: value for key, value in settings.items() if value is not None}
+    )
+
+
+def merged(logs: Sequence[LoggedSteps]) -> LoggedSteps:
+    """Several logs as one; of their settings, what all state alike."""
+    settings = {
+        key: value for key, value in logs[0].settings.items() if all(log.settings.get(key) == value for log in logs)
+    }
+    shapes = tuple(shape for log in logs for shape in log.shapes)
+    return LoggedSteps(shapes, np.concatenate([log.seconds for log in logs]), settings)
 
 
 def calibrate_on_steps(log: LoggedSteps, name: str) -> Calibration:
@@ -90,12 +113,14 @@ def calibrate_on_steps(log: LoggedSteps, name: str) -> Calibration:
         error = _held_out(shapes, seconds, stretch, [*kept, term])
         if error < best - _KEPT_GAIN:
             kept, best = [*kept, term], error
-    cost, left = _fit(shapes, seconds, kept)
+    cost = _fit(shapes, seconds, kept)
     fit = Fit(cost, FrontEnd(), (), np.zeros((0, 0)), {}, 1.0)
     seen = {key: (float(shapes[:, i].min()), float(shapes[:, i].max())) for i, key in ((0, "tokens"), (3, "kv_tokens"))}
-    notes = (f"{len(seconds)} steps; half of them predict the other half's times to {best:.1%} (mean error)",)
     total = float(np.array([cost.seconds(shape) for shape in log.shapes]).sum() / seconds.sum() - 1)
-    notes += (f"all steps together are predicted to {total:+.1%}",)
+    notes = (
+        f"{len(seconds)} steps; half of them predict the other half's times to {best:.1%} (mean error)",
+        f"all steps together are predicted to {total:+.1%}",
+    )
     return Calibration(fit, "step log", (name,), seen, notes, log.settings)
 
 
@@ -115,7 +140,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _lasted(row: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     own = float(row["end_s"] - row["start_s"])
-    if "start_s" not in after or after.get("step") != row["step"] + 1 or row["running"] + row["waiting"] == row["finished"]:
+    if (
+        "start_s" not in after
+        or after.get("step") != row["step"] + 1
+        or row["running"] + row["waiting"] == row["finished"]
+    ):
         return own
     gap = float(after["start_s"] - row["end_s"])
     return own + gap if gap < _IDLE_S else own
@@ -125,20 +154,20 @@ def _held_out(shapes: Floats, seconds: Floats, half: NDArray[np.bool_], terms: S
     """Mean relative error on each half by the fit to the other."""
     errors = []
     for seen in (half, ~half):
-        cost, _ = _fit(shapes[seen], seconds[seen], terms)
+        cost = _fit(shapes[seen], seconds[seen], terms)
         predicted = np.array([cost.seconds(StepShape(*map(int, row))) for row in shapes[~seen]])
         errors.append(float(np.abs(predicted / seconds[~seen] - 1).mean()))
     return sum(errors) / 2
 
 
-def _fit(shapes: Floats, seconds: Floats, terms: Sequence[str]) -> tuple[StepCost, Floats]:
+def _fit(shapes: Floats, seconds: Floats, terms: Sequence[str]) -> StepCost:
     """Non-negative least squares of relative errors, with large ones counted less (Huber's weights)."""
     tokens = shapes[:, 0]
     knots = [k for k in _KNOTS if k < tokens.max()] or [1.0]
     knots.append(max(float(tokens.max()), knots[-1] + 1.0))
     # The curve as a constant and increments, so that it never falls with more tokens.
     hinges = [np.ones(len(tokens))]
-    for low, high in zip(knots, knots[1:], strict=False):
+    for low, high in pairwise(knots):
         hinges.append(np.clip((tokens - low) / (high - low), 0.0, 1.0))
     columns = {"kv_token_s": 3, "pair_s": 4, "row_s": 5, "sequence_s": 6}
     design = np.stack([*hinges, *(shapes[:, columns[term]] for term in terms)], axis=1)
@@ -153,4 +182,4 @@ def _fit(shapes: Floats, seconds: Floats, terms: Sequence[str]) -> tuple[StepCos
     heights = np.cumsum(solution[: len(knots)])
     named = dict(zip(terms, map(float, solution[len(knots) :]), strict=True))
     curve = tuple(zip(knots, map(float, heights), strict=True))
-    return StepCost(knots=curve, **named), left
+    return StepCost(knots=curve, **named)
