@@ -19,10 +19,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace.lab.client.calibration import STAMP_DIGITS
+
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _BEFORE = b'data: {"id":"null","object":"text_completion","choices":[{"index":0,"text":" '
 _AFTER = b'","finish_reason":null}]}\n\n'
-STAMP_DIGITS = 18
 _SIZE = b"%x\r\n" % (len(_BEFORE) + STAMP_DIGITS + len(_AFTER))
 _EVENT = _SIZE + _BEFORE + b"%018d" + _AFTER + b"\r\n"
 _MODELS = b'{"object":"list","data":[{"id":"null","object":"model","max_model_len":1000000}]}'
