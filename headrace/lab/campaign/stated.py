@@ -91,12 +91,12 @@ def _described(pages: Mapping[str, Json]) -> dict[str, Json]:
     if isinstance(entries, list) and entries and isinstance(entries[0], dict):
         length = entries[0].get("max_model_len")
         found |= {"max_model_len": length} if isinstance(length, int) else {}
-    sglang = pages.get("/get_server_info")
-    if isinstance(sglang, dict):
+    info = pages.get("/server_info?config_format=json")
+    sglang = pages.get("/get_server_info", info)  # its newer versions have the shorter name, as vLLM has
+    if isinstance(sglang, dict) and "vllm_config" not in sglang:
         found |= {ours: sglang[theirs] for theirs, ours in _SGLANG.items() if sglang.get(theirs) is not None}
         if isinstance(off := sglang.get("disable_radix_cache"), bool):
             found["enable_prefix_caching"] = not off
-    info = pages.get("/server_info?config_format=json")
     config = info.get("vllm_config") if isinstance(info, dict) else None
     if isinstance(config, dict):
         for (part, theirs), ours in _VLLM.items():

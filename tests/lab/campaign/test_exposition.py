@@ -135,8 +135,9 @@ def test_vllm_tells_its_settings_in_its_description_and_else_in_its_log() -> Non
     assert (better["block_size"], better["enforce_eager"], better["max_model_len"]) == (128, True, 512)
 
 
-def test_sglang_tells_its_settings_under_its_own_names() -> None:
-    info = {"/get_server_info": {"max_running_requests": 8, "disable_radix_cache": True, "chunked_prefill_size": 512}}
+@pytest.mark.parametrize("page", ["/get_server_info", "/server_info?config_format=json"], ids=["older", "newer"])
+def test_sglang_tells_its_settings_under_its_own_names(page: str) -> None:
+    info = {page: {"max_running_requests": 8, "disable_radix_cache": True, "chunked_prefill_size": 512}}
     assert stated_settings("", info) == {
         "max_num_seqs": 8,
         "enable_prefix_caching": False,
