@@ -9,7 +9,7 @@ import pytest
 from headrace.errors import ConfigError
 from headrace.lab.campaign.cells import cells
 from headrace.lab.campaign.launchers.lines import LINES, Start, container_end
-from headrace.lab.campaign.plan import parse_plan
+from headrace.lab.campaign.plan import parse_plan, read_plan
 from headrace.lab.campaign.target import TargetTable
 
 FLAGS = {"max-num-seqs": 64, "enable-prefix-caching": False, "enforce-eager": True, "dtype": "float32"}
@@ -124,3 +124,9 @@ def test_servers_other_than_headrace_take_any_flag(tmp_path: Path) -> None:
 def test_a_program_beside_the_plan_is_found_from_everywhere(tmp_path: Path) -> None:
     text = HEAD + '[target]\nkind = "command"\ncommand = ["bin/serve", "{port}"]'
     assert parse_plan(text, source="p", directory=tmp_path).target.command[0] == str(tmp_path / "bin/serve")
+
+
+def test_the_example_asks_vllm_what_it_forbids_headrace() -> None:
+    found = cells(read_plan(Path(__file__).resolve().parents[3] / "examples" / "vllm-and-headrace.toml"))
+    assert len(found) == 12 and [cell.name for cell in found if not cell.legal] == ["headrace-32"]
+    assert [cell.name for cell in found if cell.doubts] == ["vllm-32"]
