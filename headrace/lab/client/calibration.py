@@ -64,7 +64,8 @@ def calibrate(load: Load) -> Calibration | None:
     gap_us = round(load.streams * 1e6 / load.events_per_s)
     events = max(2, round(SECONDS * 1e6 / gap_us))
     server = subprocess.Popen(
-        [sys.executable, "-m", "headrace.lab.client.null_server"],
+        # Its package has imported the module by then, of which runpy would warn.
+        [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "headrace.lab.client.null_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
