@@ -41,8 +41,8 @@ def assert_equal(seed: int) -> Outcome:
 
 
 def test_fast_equals_stepwise_in_some_hundred_random_cases() -> None:
-    preempting = sum(bool(assert_equal(seed).preemptions.any()) for seed in range(400))
-    assert preempting > 100
+    preempting = sum(bool(assert_equal(seed).preemptions.any()) for seed in range(250))
+    assert preempting > 60
 
 
 @pytest.mark.slow
