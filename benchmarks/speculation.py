@@ -26,7 +26,7 @@ from headrace.engine.config import EngineArgs, resolve
 from headrace.engine.engine import Engine
 
 DRAFTS = (0, 2, 4, 8)
-PROMPT = 256
+PROMPT = 64
 TEXTS = {
     "repetitive": {"temperature": 0.0, "allowed_token_ids": (300,)},
     "circling": {"temperature": 0.0},
