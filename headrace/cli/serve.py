@@ -54,6 +54,9 @@ def serve(
     revision: Annotated[str | None, _flag(MODEL, "Branch, tag or commit on the Hugging Face hub.")] = None,
     download_dir: Annotated[str | None, _flag(MODEL, "Where fetched models are kept.")] = None,
     dtype: Annotated[str | None, _flag(MODEL, "auto (default), bfloat16 or float32.")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, _flag(MEMORY, "auto (default: the model's dtype), bfloat16, float32, or int8: half of bfloat16.")
+    ] = None,
     load_format: Annotated[str | None, _flag(MODEL, "auto (default), safetensors, or dummy: random weights.")] = None,
     quantization: Annotated[
         str | None, _flag(MODEL, "gptq, awq, fp8 or compressed-tensors; the model's own is used (default).")

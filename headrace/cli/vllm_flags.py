@@ -36,8 +36,7 @@ FOREIGN: dict[str, Foreign] = {
     "--max-seq-len-to-capture": Foreign(ANY, "steps are never captured as graphs"),
     "--compilation-config": Foreign(ANY, "nothing is compiled"),
     "--cpu-offload-gb": Foreign(("0", "0.0"), "weights are in the CPU's memory already"),
-    "--kv-cache-dtype": Foreign(("auto",), "the KV cache has the model's dtype"),
-    "--calculate-kv-scales": _never("the KV cache is not quantised", switch=True),
+    "--calculate-kv-scales": _never("an int8 KV cache has a scale for each token", switch=True),
     "--disable-cascade-attn": Foreign(ANY, "there is no cascade attention", True),
     "--attention-backend": _never("there is one attention implementation"),
     # The model's files.

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from headrace.engine import kernels, machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
 from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
-from headrace.engine.models.shape import ModelShape, check_attention_window
+from headrace.engine.models.shape import ModelShape
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
 from headrace.engine.speculative_config import describe, read_speculative_config
 from headrace.engine.step_log import StepLogConfig, read_step_log_config
@@ -26,6 +27,8 @@ from headrace.sizing.settings import MemoryFacts, ServeSettings, Violation
 
 GIB = 1 << 30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_KV_DTYPES = (*DTYPE_BYTES, "int8")
+_KV_SCALE_BYTES = 4  # int8: of each head's vector
 _DTYPES = {"float32": "float32", "float": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 _HALF = ("half", "float16", "fp16")
 
@@ -56,6 +59,7 @@ class EngineConfig:
     scheduler_version    "v1" or "v0"; with `enable_chunked_prefill` it names the scheduler's policy
     num_kv_blocks    usable blocks of `block_size` tokens
     dtype            "float32" or "bfloat16"
+    kv_cache_dtype   "float32", "bfloat16" or "int8"; left empty, the dtype
     load_format      "safetensors" or "dummy" (random weights from `seed`)
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
     chat_template    Jinja text that replaces the tokenizer's own template, or None
@@ -93,6 +97,11 @@ class EngineConfig:
     step_log: StepLogConfig | None = None
     profiler: ProfilerConfig | None = None
     speculation: Speculation | None = None
+    kv_cache_dtype: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kv_cache_dtype:
+            object.__setattr__(self, "kv_cache_dtype", self.dtype)
 
     @property
     def policy(self) -> str:
@@ -118,6 +127,7 @@ class EngineArgs:
     revision: str | None = None
     download_dir: str | None = None
     dtype: str | None = None
+    kv_cache_dtype: str | None = None
     load_format: str | None = None
     quantization: str | None = None
     seed: int | None = None
@@ -160,6 +170,13 @@ def scheduler_config(config: EngineConfig) -> SchedulerConfig:
         scheduling_policy=config.scheduling_policy,
         speculation=config.speculation,
     )
+
+
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str) -> int:
+    """What one token keeps in a cache of that dtype, scales included."""
+    if kv_dtype == "int8":
+        return sizing.kv_bytes_per_token(shape, Fraction(shape.head_dim + _KV_SCALE_BYTES, shape.head_dim))
+    return sizing.kv_bytes_per_token(shape, DTYPE_BYTES[kv_dtype])
 
 
 def resolve(
@@ -225,9 +242,10 @@ class _Resolver:
         load_format = self.load_format(name, path)
         self.check_quantization(facts, load_format)
         dtype = self.dtype(facts)
+        kv_dtype = self.kv_dtype(dtype)
         settings = self.scheduler_settings(facts)
         speculation = self.speculation(settings)
-        settings = self.with_memory(settings, facts, dtype, speculation)
+        settings = self.with_memory(settings, facts, dtype, kv_dtype, speculation)
         assert settings.kv_tokens is not None
         tokenizer = self.tokenizer(path)
         config = EngineConfig(
@@ -257,6 +275,7 @@ class _Resolver:
             step_log=self.step_log(),
             profiler=self.profiler(),
             speculation=speculation,
+            kv_cache_dtype=kv_dtype,
         )
         self.say_the_rest(config)
         scheduler_config(config)  # what only the scheduler itself knows to refuse
@@ -331,6 +350,19 @@ class _Resolver:
             return "bfloat16"
         self.say("dtype", "float32", f"the model's config.json names {own or 'no dtype'}")
         return "float32"
+
+    def kv_dtype(self, dtype: str) -> str:
+        given = (self.args.kv_cache_dtype or "auto").removeprefix("torch.")
+        if given == "auto":
+            return dtype
+        name = _DTYPES.get(given, given)
+        if name not in _KV_DTYPES:
+            raise ConfigError(
+                f"--kv-cache-dtype {given} is not supported; use auto (the model's dtype), bfloat16, float32, or int8"
+            )
+        why = "given; half the bytes of bfloat16, less exact (docs/models.md)" if name == "int8" else "given"
+        self.say("kv_cache_dtype", name, why)
+        return name
 
     def tokenizer(self, model_path: Path) -> str:
         if self.args.tokenizer is None:
@@ -420,7 +452,7 @@ class _Resolver:
     def max_model_len(self, facts: ModelFacts) -> int:
         given, limit = self.args.max_model_len, facts.shape.max_position_embeddings
         if given is None:
-            return _longest(facts.shape)
+            return facts.shape.max_position_embeddings
         if given == "auto":
             return -1
         length = parse_tokens("--max-model-len", given)
@@ -448,11 +480,11 @@ class _Resolver:
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def with_memory(
-        self, settings: ServeSettings, facts: ModelFacts, dtype: str, speculation: Speculation | None
+        self, settings: ServeSettings, facts: ModelFacts, dtype: str, kv_dtype: str, speculation: Speculation | None
     ) -> ServeSettings:
         """Fill in `kv_tokens`, and `max_model_len` where it was left open; check everything."""
         args, size = self.args, DTYPE_BYTES[dtype]
-        token_bytes = sizing.kv_bytes_per_token(facts.shape, size)
+        token_bytes = kv_bytes_per_token(facts.shape, kv_dtype)
         block_bytes = token_bytes * settings.block_size
         # Drafts are sampled as well: that many rows of logits at once, but no more than a step has tokens.
         rows = settings.max_num_seqs * (1 + (speculation.num_speculative_tokens if speculation else 0))
@@ -468,7 +500,7 @@ class _Resolver:
             kv_bytes_per_token=token_bytes,
             budget=(("weights", weights), ("activations", activations)),
         )
-        longest = settings.max_model_len if settings.max_model_len > 0 else _longest(facts.shape)
+        longest = settings.max_model_len if settings.max_model_len > 0 else facts.shape.max_position_embeddings
         one = -(-longest // settings.block_size)
         room = int(self.free * utilization) - weights - activations
         if weights + activations + block_bytes > self.free:
@@ -500,7 +532,6 @@ class _Resolver:
         )
         settings = replace(settings, kv_tokens=blocks * settings.block_size)
         settings = self.fit_length(settings, facts)
-        check_attention_window(facts.shape, settings.max_model_len)
         self.check(settings, memory)
         if args.swap_space:
             self.say(
@@ -571,14 +602,12 @@ class _Resolver:
         assert settings.kv_tokens is not None
         if self.args.max_model_len is not None and settings.max_model_len > 0:
             return settings
-        limit = _longest(facts.shape)
+        limit = facts.shape.max_position_embeddings
         fitted = fit_max_model_len(limit, settings.kv_tokens, block_size=settings.block_size)
         if fitted == 0:
             return replace(settings, max_model_len=1)  # R11 says it better
         if fitted < limit:
             why = f"what the KV cache holds; the model would allow {limit}"
-        elif limit < facts.shape.max_position_embeddings:
-            why = "the model's sliding window, beyond which this engine does not go"
         else:
             why = "the model's max_position_embeddings"
         if not settings.enable_chunked_prefill and self.args.max_num_batched_tokens is None:
@@ -633,11 +662,6 @@ class _Resolver:
             most = f"at most {config.max_bytes >> 20} MiB with {config.path.name}.1, the older half"
             self.say("step_log", config.path, f"given; {most}")
         return config
-
-
-def _longest(shape: ModelShape) -> int:
-    """The longest sequence that the model allows on this engine, which has no sliding windows."""
-    return min(shape.max_position_embeddings, shape.sliding_window or shape.max_position_embeddings)
 
 
 def _refusal(violation: Violation) -> str:

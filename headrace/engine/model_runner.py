@@ -5,23 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from headrace.core.batch import Batch, Chunk, StepResult
 from headrace.engine import kernels
-from headrace.engine.attention import paged
-from headrace.engine.attention.span import Span
+from headrace.engine.attention.native import supports
 from headrace.engine.config import EngineConfig
-from headrace.engine.kv_cache import DTYPES, KVCache
+from headrace.engine.forward import Forward, NativeForward, TorchForward
+from headrace.engine.kv_cache import DTYPES, KV_DTYPES, KVCache
 from headrace.engine.masks import forget_drafts, state_of
 from headrace.engine.models.decoder import Decoder
-from headrace.engine.models.layers import padded_rows
-from headrace.engine.models.shape import check_attention_window, read_model_shape
+from headrace.engine.models.shape import read_model_shape
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import collect, wants_prompt
 from headrace.engine.quant.loader import Loader
@@ -43,25 +39,6 @@ class RunnerOutput:
     prompt_logprobs: Mapping[str, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class StepInputs:
-    """One step as flat tensors: decodes first, then prefill chunks, then padding.
-
-    token_ids, positions  `[rows]`
-    write_rows            where the real rows' keys and values go (see KVCache.write_rows)
-    last_rows             flat row of each chunk's last position, in the batch's order
-    sampled_rows          flat rows whose logits are needed, in the batch's order, padded with 0: the last one of a
-                          chunk that samples, and one more for each of its drafts
-    """
-
-    token_ids: Tensor
-    positions: Tensor
-    write_rows: Tensor
-    last_rows: Tensor
-    sampled_rows: Tensor
-    attention: paged.AttentionPlan
-
-
 class ModelRunner:
     """The model, its KV cache, and `run`.
 
@@ -73,7 +50,6 @@ class ModelRunner:
             raise ConfigError("model_path is not resolved; give the directory of a model")
         self.config = config
         self.shape = read_model_shape(config.model_path)
-        check_attention_window(self.shape, config.max_model_len)
         self._thread = -1
         self._native = kernels.native()
         self._use_threads()
@@ -83,13 +59,16 @@ class ModelRunner:
             loader = Loader(
                 source, layout, self.shape.quantization, dtype, keep_int4=config.keep_int4, native=self._native
             )
-            self._model = Decoder(self.shape, loader, config.max_model_len)
-            self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, dtype, loader.activations)
-        self._scale = self.shape.head_dim**-0.5
+            decoder = Decoder(self.shape, loader)
+            is_native = supports(config.block_size, self.shape.head_dim)
+            kv_dtype = KV_DTYPES[config.kv_cache_dtype]
+            self._cache = KVCache(self.shape, config.num_kv_blocks, config.block_size, kv_dtype, is_native=is_native)
+            forward = NativeForward if is_native else TorchForward
+            self._forward: Forward = forward(decoder, self._cache, config)
 
     def memory_bytes(self) -> dict[str, int]:
         """Bytes held: "weights" (rotary tables and the packed copy of a tied head included) and "kv_cache"."""
-        return {"weights": self._model.num_bytes, "kv_cache": self._cache.num_bytes}
+        return {"weights": self._forward.num_bytes, "kv_cache": self._cache.num_bytes}
 
     def run(self, batch: Batch) -> RunnerOutput:
         """Compute one batch: prefill and decode together in one forward pass.
@@ -109,33 +88,30 @@ class ModelRunner:
         that oneDNN builds on first use."""
         self._use_threads()
         with torch.inference_mode():
-            for rows in (1, self._padded(min(self.config.max_num_batched_tokens, 256))):
-                zeros = torch.zeros(rows, dtype=torch.int64)
-                nothing = paged.plan_attention([], [], self._cache, rows, self._scale)
-                hidden = self._model.forward(zeros, zeros, self._cache, zeros[:0], partial(paged.attend, plan=nothing))
-                self._model.logits(hidden[:1])
+            for rows in (1, min(self.config.max_num_batched_tokens, 256)):
+                self._forward.logits(self._forward.warm_up(rows))
 
     def _run(self, chunks: tuple[Chunk, ...]) -> RunnerOutput:
-        inputs = self._inputs(chunks)
-        hidden = self._model.forward(
-            inputs.token_ids,
-            inputs.positions,
-            self._cache,
-            inputs.write_rows,
-            partial(paged.attend, plan=inputs.attention),
-        )
+        hidden, last_rows = self._forward.run(chunks)
         sampling = [chunk for chunk in chunks if chunk.samples]
         sampled = [row for chunk in sampling for row in rows_of(chunk)]
         # Values that are not finite anywhere in a sequence's past reach its last row: attention multiplies them all.
-        failed = self._failures(hidden[inputs.last_rows], [chunk.sequence for chunk in chunks], "hidden state")
-        logits = self._model.logits(hidden[inputs.sampled_rows])[: len(sampled)] if sampled else hidden[:0]
+        failed = self._failures(hidden[last_rows], [chunk.sequence for chunk in chunks], "hidden state")
+        # The last row of a chunk that samples, and one more for each of its drafts.
+        rows = [
+            row
+            for last, chunk in zip(last_rows, chunks, strict=True)
+            if chunk.samples
+            for row in range(last - len(chunk.drafts), last + 1)
+        ]
+        logits = self._forward.logits(hidden[rows]) if sampled else hidden[:0]
         failed |= self._failures(logits, sampled, "logits")
         if failed:
             self._cache.scrub([b for c in chunks if c.sequence.request_id in failed for b in c.sequence.block_table])
             logits = logits.nan_to_num(0.0, 0.0, 0.0)
-        for chunk, row in zip(chunks, inputs.last_rows.tolist(), strict=True):
+        for chunk, row in zip(chunks, last_rows, strict=True):
             if wants_prompt(chunk) and chunk.sequence.request_id not in failed:
-                collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._padded_logits)
+                collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._forward.logits)
         if not sampled:
             return RunnerOutput(StepResult((), failed))
         return self._verified(sampling, sample(logits, sampled, self.config.seed), failed)
@@ -164,11 +140,6 @@ class ModelRunner:
             first += 1 + len(drafts)
         return RunnerOutput(StepResult(tuple(tokens), failed, accepted), logprobs, prompts)
 
-    def _padded_logits(self, hidden: Tensor) -> Tensor:
-        """Logits `[rows, vocab_size]`, computed for a number of rows that has its kernel already."""
-        rows = hidden.shape[0]
-        return self._model.logits(functional.pad(hidden, (0, 0, 0, self._padded(rows) - rows)))[:rows]
-
     @staticmethod
     def _failures(values: Tensor, sequences: Sequence[Row], what: str) -> dict[str, str]:
         # The sum of a row is finite if and only if all of it is (fp32 sums of sane values do not overflow).
@@ -177,51 +148,6 @@ class ModelRunner:
             return {}
         reason = f"the model produced NaN or Inf in its {what}"
         return {each.request_id: reason for each, ok in zip(sequences, finite.tolist(), strict=True) if not ok}
-
-    def _inputs(self, chunks: tuple[Chunk, ...]) -> StepInputs:
-        """Lay the chunks out in rows.  All per-request Python of a step is here and in the sampler."""
-        singles = [index for index, chunk in enumerate(chunks) if chunk.length == 1]
-        singles.sort(key=lambda index: -chunks[index].start)  # attention buckets them by context
-        order = singles + [index for index, chunk in enumerate(chunks) if chunk.length > 1]
-        block_size = self.config.block_size
-        token_ids: list[int] = []
-        positions, slots, spans = [], [], []
-        last_rows = [0] * len(chunks)
-        for index in order:
-            sequence, start, length, *_ = chunk = chunks[index]
-            end = start + length
-            table = np.array(sequence.block_table[: -(-end // block_size)], dtype=np.int64)
-            spans.append(Span(len(token_ids), start, length, table))
-            token_ids += chunk.token_ids
-            where = np.arange(start, end)
-            positions.append(where)
-            slots.append(table[where // block_size] * block_size + where % block_size)
-            last_rows[index] = len(token_ids) - 1
-        rows = self._padded(len(token_ids))
-        flat = np.zeros((2, rows), dtype=np.int64)
-        flat[0, : len(token_ids)] = token_ids
-        flat[1, : len(token_ids)] = np.concatenate(positions)
-        sampled = [
-            row
-            for last, chunk in zip(last_rows, chunks, strict=True)
-            if chunk.samples
-            for row in range(last - len(chunk.drafts), last + 1)
-        ]
-        sampled += [0] * (self._padded(len(sampled)) - len(sampled))
-        return StepInputs(
-            token_ids=torch.from_numpy(flat[0]),
-            positions=torch.from_numpy(flat[1]),
-            write_rows=self._cache.write_rows(np.concatenate(slots)),
-            last_rows=torch.tensor(last_rows, dtype=torch.int64),
-            sampled_rows=torch.tensor(sampled, dtype=torch.int64),
-            attention=paged.plan_attention(
-                spans[: len(singles)], spans[len(singles) :], self._cache, rows, self._scale
-            ),
-        )
-
-    def _padded(self, rows: int) -> int:
-        """Rows to compute for so many: native kernels take any number."""
-        return padded_rows(rows) if self._native is None else rows
 
     def _use_threads(self) -> None:
         """Thread counts belong to the calling thread in OpenMP: set them in whichever thread runs the steps.

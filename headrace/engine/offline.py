@@ -37,7 +37,6 @@ _NEUTRAL: dict[str, tuple[object, ...] | None] = {
     "disable_log_stats": None,
     "disable_custom_all_reduce": None,
     "max_seq_len_to_capture": None,
-    "kv_cache_dtype": ("auto",),
     "tokenizer_mode": ("auto",),
     "skip_tokenizer_init": (False,),
     "task": ("auto", "generate"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.core.batch import Chunk
+from headrace.engine.kernels import native, sampling
 from headrace.engine.masks import state_of
 from headrace.engine.outputs import TokenLogprob
 
@@ -37,13 +38,21 @@ def collect(chunk: Chunk, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> N
     first, last = len(known), min(start + length, sequence.num_prompt_tokens - 1)
     for begin in range(first, last, ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, last)
-        rows = torch.log_softmax(head(hidden[begin - start : end - start]), dim=-1)
+        logits = head(hidden[begin - start : end - start])
         number = sequence.request.params.prompt_logprobs or 0
-        known += describe(rows, sequence.tokens_between(begin + 1, end + 1), [number] * (end - begin))
+        known += describe(logits, sequence.tokens_between(begin + 1, end + 1), [number] * (end - begin))
 
 
-def describe(rows: Tensor, tokens: Sequence[int], numbers: Sequence[int]) -> list[TokenLogprob]:
-    """Log-probability, rank and `numbers[i]` alternatives of `tokens[i]` in `rows[i]` of log-probabilities."""
+def describe(logits: Tensor, tokens: Sequence[int], numbers: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probability, rank and `numbers[i]` alternatives of `tokens[i]` in row i of fp32 `logits` `[rows, vocab]`."""
+    if (module := native()) is not None:
+        return sampling.describe(module, logits, tokens, numbers)
+    return describe_with_torch(logits, tokens, numbers)
+
+
+def describe_with_torch(logits: Tensor, tokens: Sequence[int], numbers: Sequence[int]) -> list[TokenLogprob]:
+    """The twin of `kernels.sampling.describe`."""
+    rows = torch.log_softmax(logits, dim=-1)
     chosen = rows.gather(1, torch.tensor(tokens).unsqueeze(1))
     ranks = ((rows > chosen).sum(dim=-1) + 1).tolist()
     top = rows.topk(min(max(numbers), rows.shape[-1]), dim=-1)

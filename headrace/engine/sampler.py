@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from headrace.core.request import GRAMMAR_FAILED, SamplingParams
+from headrace.engine.kernels import native, sampling
+from headrace.engine.kernels.sampling import GREEDY_BELOW
 from headrace.engine.masks import is_masked, mask
 from headrace.engine.outputs import TokenLogprob
 from headrace.engine.prompt_logprobs import describe
 from headrace.engine.structured import GrammarFailure
 from headrace.engine.verify import Row
 
-GREEDY_BELOW = 1e-5  # vLLM's _SAMPLING_EPS
 _TOP_CANDIDATES = 1024  # a nucleus wider than this is found by sorting the whole vocabulary
 _MASK64 = (1 << 64) - 1
 
@@ -83,16 +84,34 @@ def sample(logits: Tensor, sequences: Rows[Row], engine_seed: int) -> Sampled:
             except GrammarFailure as error:
                 failed[row] = f"{GRAMMAR_FAILED}{error}"
             apply_penalties(logits[row], sequences[row])
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
-    if random:
-        rows = logits if len(random) == len(params) else logits[random]
-        probabilities = filtered_probabilities(rows, [params[row] for row in random])
-        numbers = [_number_for(sequences[row], engine_seed) for row in random]
-        for row, token in zip(random, invert(probabilities, numbers), strict=True):
-            tokens[row] = token
+    tokens = _choose(logits, params, sequences, engine_seed)
     wanted = [row for row, each in enumerate(params) if each.logprobs is not None]
     return Sampled(tokens, _logprobs(raw, sequences, tokens, wanted), failed)
+
+
+def _choose(logits: Tensor, params: Rows[SamplingParams], sequences: Rows[Row], engine_seed: int) -> list[int]:
+    random = [row for row, each in enumerate(params) if each.temperature >= GREEDY_BELOW]
+    if (module := native()) is not None:
+        if not random:
+            return sampling.greedy(module, logits)
+        seeds = [_seed_of(sequence, engine_seed) for sequence in sequences]
+        return sampling.choose(module, logits, params, seeds, [sequence.num_tokens for sequence in sequences])
+    numbers = [_number_for(sequences[row], engine_seed) for row in random]
+    return choose_with_torch(logits, params, random, numbers)
+
+
+def choose_with_torch(
+    logits: Tensor, params: Rows[SamplingParams], random: Rows[int], numbers: Rows[float]
+) -> list[int]:
+    """The twin of `kernels.sampling.choose`: the largest of each row, but for the rows `random`, which take their
+    `numbers`."""
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    if random:
+        rows = logits if len(random) == len(params) else logits[list(random)]
+        probabilities = filtered_probabilities(rows, [params[row] for row in random])
+        for row, token in zip(random, invert(probabilities, numbers), strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def filtered_probabilities(logits: Tensor, params: Rows[SamplingParams]) -> Tensor:
@@ -146,11 +165,13 @@ def apply_penalties(logits: Tensor, sequence: Row) -> None:
         logits[list(counts)] -= cost
 
 
-def _number_for(sequence: Row, engine_seed: int) -> float:
+def _seed_of(sequence: Row, engine_seed: int) -> int:
     seed = sequence.request.params.seed
-    if seed is None:
-        seed = derive_seed(engine_seed, sequence.order)
-    return uniform(seed, sequence.num_tokens)
+    return derive_seed(engine_seed, sequence.order) if seed is None else seed & _MASK64
+
+
+def _number_for(sequence: Row, engine_seed: int) -> float:
+    return uniform(_seed_of(sequence, engine_seed), sequence.num_tokens)
 
 
 def _sort_widths(scaled: Tensor, limits: Rows[int], params: Rows[SamplingParams]) -> list[tuple[list[int], int]]:
@@ -197,7 +218,7 @@ def _truncate(scaled: Tensor, limit: Tensor, top_p: Tensor, width: int) -> Tenso
 def _logprobs(raw: Tensor, sequences: Rows[Row], tokens: Rows[int], wanted: Rows[int]) -> dict[int, TokenLogprob]:
     if not wanted:
         return {}
-    rows = torch.log_softmax(raw[list(wanted)], dim=-1)
+    rows = raw[list(wanted)]
     numbers = [sequences[row].request.params.logprobs or 0 for row in wanted]
     found = describe(rows, [tokens[row] for row in wanted], numbers)
     return dict(zip(wanted, found, strict=True))

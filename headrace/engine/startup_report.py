@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.engine import kernels
-from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig
+from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig, kv_bytes_per_token
 from headrace.engine.model_files import read_facts
 from headrace.engine.probe import measure
-from headrace.sizing.memory import kv_bytes_per_token, sequences_that_fit
+from headrace.sizing.memory import sequences_that_fit
 from headrace.sizing.modules import Described
 from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
@@ -43,7 +43,7 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
     facts = read_facts(config.model_path)
     predicted = {
         "weights": facts.weight_bytes(DTYPE_BYTES[config.dtype], keep_int4=config.keep_int4),
-        "kv_cache": config.kv_tokens * kv_bytes_per_token(facts.shape, DTYPE_BYTES[config.dtype]),
+        "kv_cache": config.kv_tokens * kv_bytes_per_token(facts.shape, config.kv_cache_dtype),
     }
     sequences = sequences_that_fit(config.num_kv_blocks, config.block_size, config.max_model_len)
     template = "from the model" if config.chat_template is None else "given"
@@ -54,7 +54,8 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
             f"{name} {size / GIB:.2f} GiB ({predicted.get(name, 0) / GIB:.2f} predicted)" for name, size in held.items()
         ),
         _kernels(config, f"torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}"),
-        f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens",
+        f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens in "
+        f"{config.kv_cache_dtype}",
         f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
         *(_speed(config, facts.shape, held.get("weights", 0)) if probe else ()),
         f"sampling defaults: {defaults or 'none (temperature 1)'}; "

@@ -94,8 +94,11 @@ class RandomWeights:
     token would predict itself.)
     """
 
-    def __init__(self, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int, norm_offset: float = 0.0
+    ) -> None:
         self._expected = expected
+        self._norm_offset = norm_offset
         self._dtype = dtype
         self._seed = seed
 
@@ -109,7 +112,7 @@ class RandomWeights:
         """The tensor of that name: depends on (seed, name) only, not on what was taken before."""
         shape = self._expected[name]
         if name.endswith("norm.weight"):
-            return torch.full(shape, self._norm_gain(name), dtype=self._dtype)
+            return torch.full(shape, self._norm_gain(name) - self._norm_offset, dtype=self._dtype)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}/{name}".encode()))
         half_width = 0.02 if len(shape) == 1 else (3.0 / shape[1]) ** 0.5
         return torch.empty(shape).uniform_(-half_width, half_width, generator=generator).to(self._dtype)
@@ -136,7 +139,7 @@ def open_weights(
                 f"--load-format dummy: random weights are not quantised, and this model is ({shape.quantization}); "
                 "remove quantization_config from its config.json, or load its own weights"
             )
-        return RandomWeights(expected_tensors(shape), dtype, seed), layout(shape, ())
+        return RandomWeights(expected_tensors(shape), dtype, seed, shape.norm_offset), layout(shape, ())
     wanted = layout(shape, _tensor_names(model_dir))
     return Checkpoint(model_dir, wanted.required, dtype, wanted.optional), wanted
 

@@ -57,6 +57,8 @@ class Dimensions(Protocol):
     @property
     def qk_norm(self) -> bool: ...
     @property
+    def post_norms(self) -> bool: ...
+    @property
     def experts(self) -> ExpertsLike | None: ...
 
 
@@ -89,6 +91,7 @@ class ModelShape:
     mlp_bias: bool = False
     qk_norm: bool = False
     experts: Experts | None = None
+    post_norms: bool = False
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -107,6 +110,8 @@ class _Family:
     head_dim         where config.json is silent; None: hidden_size / num_attention_heads
     output_bias      the key that alone decides on the output projection's bias; None: `attention_bias` does
     expert_size      the key of one expert's size; None: no experts
+    post_norms       attention and MLP are normed before they are added, too
+    is_tied          the head is the embedding unless config.json says otherwise
     """
 
     qkv_bias: bool = False
@@ -117,6 +122,8 @@ class _Family:
     output_bias: str | None = None
     expert_count: str | None = None
     expert_size: str | None = None
+    post_norms: bool = False
+    is_tied: bool = False
 
 
 FAMILIES = {
@@ -128,6 +135,8 @@ FAMILIES = {
         attention_bias=True, qk_norm=True, expert_count="num_experts", expert_size="moe_intermediate_size"
     ),
     "MixtralForCausalLM": _Family(expert_count="num_local_experts", expert_size="intermediate_size"),
+    "Gemma2ForCausalLM": _Family(attention_bias=True, head_dim=256, post_norms=True, is_tied=True),
+    "Gemma3ForCausalLM": _Family(attention_bias=True, qk_norm=True, head_dim=256, post_norms=True, is_tied=True),
     "GraniteForCausalLM": _Family(attention_bias=True, mlp_bias=True),
     "SeedOssForCausalLM": _Family(attention_bias=True, mlp_bias=True, output_bias="attention_out_bias"),
 }
@@ -160,12 +169,13 @@ def model_shape(config: Mapping[str, Any], source: str = "config.json") -> Model
         num_kv_heads=kv_heads,
         head_dim=positive_int(config, "head_dim", source, default=family.head_dim or hidden // heads),
         max_position_embeddings=positive_int(config, "max_position_embeddings", source),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", family.is_tied)),
         qkv_bias=family.qkv_bias or biased,
         output_bias=biased if family.output_bias is None else bool(config.get(family.output_bias, False)),
         mlp_bias=family.mlp_bias and bool(config.get("mlp_bias", False)),
         qk_norm=family.qk_norm,
         experts=_experts(config, family, layers, source),
+        post_norms=family.post_norms,
     )
 
 
@@ -212,7 +222,10 @@ def _layer(shape: Dimensions, prefix: str, index: int, hidden: int, head: int) -
     else:
         chosen = shape.experts
         feed = experts_part(f"{prefix}.mlp", hidden, chosen.intermediate_size, chosen.count, chosen.per_token)
-    norms = (vector(f"{prefix}.input_layernorm", hidden), vector(f"{prefix}.post_attention_layernorm", hidden))
+    names = ["input_layernorm", "post_attention_layernorm"]
+    if shape.post_norms:
+        names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    norms = [vector(f"{prefix}.{name}", hidden) for name in names]
     return Layer(
         (*attention.modules, *feed.modules, *norms),
         attention.caches,

@@ -85,7 +85,6 @@ def test_what_vllm_knows_and_we_need_not_is_accepted_with_a_reason() -> None:
         "--trust-remote-code",
         "-O3",
         "--enforce-eager",
-        "--kv-cache-dtype=auto",
         "demo",
     ]
     assert parsed(*argv) == {
@@ -95,7 +94,6 @@ def test_what_vllm_knows_and_we_need_not_is_accepted_with_a_reason() -> None:
             "--trust-remote-code true: accepted, no effect: code from a model's directory is never run",
             "--compilation-config 3: accepted, no effect: nothing is compiled",
             "--enforce-eager true: accepted, no effect: steps are never captured as graphs",
-            "--kv-cache-dtype auto: accepted, no effect: the KV cache has the model's dtype",
         ],
     }
 

@@ -309,11 +309,15 @@ def test_auto_does_not_emulate_bfloat16(tmp_path: Path, own: str) -> None:
     assert resolved(model=model, load_format="dummy", native_bf16=False, dtype="bfloat16").dtype == "bfloat16"
 
 
-def test_a_sliding_window_limits_the_length_instead_of_being_ignored(tmp_path: Path) -> None:
-    changes = {"architectures": ["MistralForCausalLM"], "sliding_window": 4096}
-    model = str(demo_copy(tmp_path / "m", **changes))
-    assert resolved(model=model, load_format="dummy").max_model_len == 4096
-    assert "sliding_window 4096" in refusal(model=model, load_format="dummy", max_model_len=8192)
+def test_an_int8_cache_holds_nearly_twice_the_tokens(tmp_path: Path) -> None:
+    """Sized by what it takes: a byte a number and an fp32 scale for each vector of a head."""
+    model = str(demo_copy(tmp_path / "m"))
+    room = {"model": model, "load_format": "dummy", "dtype": "bfloat16", "kv_cache_memory_bytes": "64M"}
+    half, small = resolved(**room), resolved(**room, kv_cache_dtype="int8")
+    assert (half.kv_cache_dtype, small.kv_cache_dtype) == ("bfloat16", "int8")
+    head_dim = json.loads((tmp_path / "m" / "config.json").read_text())["head_dim"]
+    assert small.kv_tokens / half.kv_tokens == pytest.approx(2 * head_dim / (head_dim + 4), rel=0.01)
+    assert "--kv-cache-dtype fp8 is not supported; use auto" in refusal(**room, kv_cache_dtype="fp8")
 
 
 def test_config_json_that_is_no_json_is_named(tmp_path: Path) -> None:

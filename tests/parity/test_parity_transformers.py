@@ -10,6 +10,7 @@ from parity_world import Loop, engine_config, greedy_requests, oracle_greedy, pr
 from transformers import Qwen2ForCausalLM
 
 _EXPERTS: dict[str, object] = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+_GEMMA: dict[str, object] = {"sliding_window": 24, "query_pre_attn_scalar": 24}
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama3-rope": (
@@ -42,6 +43,23 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3-moe-sparse-step": (
         "Qwen3MoeForCausalLM",
         _EXPERTS | {"num_experts": 8, "norm_topk_prob": False, "decoder_sparse_step": 2, "seed": 5},
+    ),
+    "mistral-window": ("MistralForCausalLM", {"sliding_window": 24}),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "layer_types": None},
+    ),
+    "gemma2": ("Gemma2ForCausalLM", _GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        _GEMMA
+        | {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 7_000.0},
+            },
+        },
     ),
     "mixtral": ("MixtralForCausalLM", _EXPERTS | {"num_local_experts": 4, "sliding_window": None}),
 }

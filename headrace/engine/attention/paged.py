@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from headrace.engine.attention.span import Span
+from headrace.engine.attention.span import Rules, Span
 from headrace.engine.kv_cache import KVCache
 
 TILE_ROWS = 64  # query rows in one prefill tile; measured best of 32, 64, 128, 256 for contexts up to 2,048
@@ -73,51 +73,63 @@ class AttentionPlan:
     """Index tensors and masks of one step, the same for every layer."""
 
     num_rows: int
-    scale: float
+    rules: Rules
     row_step: int
     decodes: tuple[DecodeBucket, ...]
     prefills: tuple[PrefillSpan, ...]
 
 
 def plan_attention(
-    decodes: Sequence[Span], prefills: Sequence[Span], cache: KVCache, num_rows: int, scale: float
+    decodes: Sequence[Span],
+    prefills: Sequence[Span],
+    cache: KVCache,
+    num_rows: int,
+    rules: Rules,
+    dtype: torch.dtype,
 ) -> AttentionPlan:
-    """Plan one step.  `decodes` (length 1) hold rows 0, 1, 2 … in order of falling context (`start`)."""
-    is_fp32 = cache.computed_in == torch.float32
+    """Plan one step.  `decodes` (length 1) hold rows 0, 1, 2 … in order of falling context (`start`); `dtype` is that
+    of the queries."""
+    is_fp32 = dtype == torch.float32
     return AttentionPlan(
         num_rows=num_rows,
-        scale=scale,
+        rules=rules,
         row_step=_FP32_ROWS if is_fp32 else 1,
-        decodes=tuple(_decode_bucket(bucket, cache) for bucket in _buckets(decodes)),
-        prefills=tuple(_prefill_span(span, cache) for span in prefills),
+        decodes=tuple(_decode_bucket(bucket, cache, rules, dtype) for bucket in _buckets(decodes)),
+        prefills=tuple(_prefill_span(span, cache, rules, dtype) for span in prefills),
     )
 
 
-def attend(queries: Tensor, pages: Tensor, plan: AttentionPlan) -> Tensor:
+def attend(queries: Tensor, pages: Tensor, plan: AttentionPlan, scales: Tensor | None = None) -> Tensor:
     """softmax(scale * q · K) V over each query's own past; arguments and result as in `reference.attend`."""
     num_rows, num_heads, head_dim = queries.shape
     kv_heads = pages.shape[0] // 2
     group = num_heads // kv_heads
     by_block = pages.view(-1, pages.shape[2] * head_dim)
-    scaled = queries * plan.scale  # contiguous from here on
+
+    def gather(rows: Tensor) -> Tensor:
+        found = by_block.index_select(0, rows).to(queries.dtype)
+        if scales is None:
+            return found
+        factors = scales.view(-1, pages.shape[2], 1).index_select(0, rows).to(queries.dtype)
+        return found.view(len(rows), pages.shape[2], head_dim).mul_(factors)
+
+    scaled = queries * plan.rules.scale  # contiguous from here on
     out = torch.zeros_like(scaled)
     for bucket in plan.decodes:
         rows = bucket.last - bucket.first
-        keys, values = (
-            by_block.index_select(0, bucket.pages).to(queries.dtype).view(2, rows * kv_heads, bucket.context, head_dim)
-        )
+        keys, values = gather(bucket.pages).view(2, rows * kv_heads, bucket.context, head_dim)
         query = _pad_rows(scaled[bucket.first : bucket.last].view(rows * kv_heads, group, head_dim), plan.row_step)
-        scores = torch.bmm(query, keys.transpose(1, 2))
+        scores = _cap(torch.bmm(query, keys.transpose(1, 2)), plan.rules.softcap)
         scores.view(rows, kv_heads, -1, bucket.context).add_(bucket.mask)
         result = torch.bmm(torch.softmax(scores, dim=-1), values)
         out[bucket.first : bucket.last] = result[:, :group].reshape(rows, num_heads, head_dim)
     for span in plan.prefills:
-        keys, values = by_block.index_select(0, span.pages).to(queries.dtype).view(2, kv_heads, span.context, head_dim)
+        keys, values = gather(span.pages).view(2, kv_heads, span.context, head_dim)
         for tile in span.tiles:
             rows = tile.last - tile.first
             grouped = scaled[tile.first : tile.last].view(rows, kv_heads, group, head_dim)
             query = _pad_rows(grouped.transpose(0, 1).reshape(kv_heads, rows * group, head_dim), plan.row_step)
-            scores = torch.bmm(query, keys[:, : tile.context].transpose(1, 2))
+            scores = _cap(torch.bmm(query, keys[:, : tile.context].transpose(1, 2)), plan.rules.softcap)
             scores[:, : rows * group, tile.visible :].unflatten(1, (rows, group)).add_(tile.mask)
             result = torch.bmm(torch.softmax(scores, dim=-1), values[:, : tile.context])
             result = result[:, : rows * group].unflatten(1, (rows, group))
@@ -125,15 +137,19 @@ def attend(queries: Tensor, pages: Tensor, plan: AttentionPlan) -> Tensor:
     return out.view(num_rows, num_heads * head_dim)
 
 
+def _cap(scores: Tensor, softcap: float) -> Tensor:
+    return scores.div_(softcap).tanh_().mul_(softcap) if softcap else scores
+
+
 def _pad_rows(query: Tensor, step: int) -> Tensor:
     missing = -query.shape[1] % step
     return F.pad(query, (0, 0, 0, missing)) if missing else query
 
 
-def _padded_context(length: int, cache: KVCache) -> int:
+def _padded_context(length: int, cache: KVCache, dtype: torch.dtype) -> int:
     """`length` rounded up to whole blocks and to a context that keeps results independent of it."""
     step = _CONTEXT_STEP
-    if cache.computed_in == torch.float32 and length > _FP32_CONTEXT:
+    if dtype == torch.float32 and length > _FP32_CONTEXT:
         step = _FP32_CONTEXT
     step = int(np.lcm(step, cache.block_size))
     return -(-length // step) * step
@@ -154,26 +170,29 @@ def _buckets(decodes: Sequence[Span]) -> list[Sequence[Span]]:
     return buckets
 
 
-def _decode_bucket(spans: Sequence[Span], cache: KVCache) -> DecodeBucket:
+def _decode_bucket(spans: Sequence[Span], cache: KVCache, rules: Rules, dtype: torch.dtype) -> DecodeBucket:
     lengths = np.array([span.start + 1 for span in spans])
-    context = _padded_context(int(lengths[0]), cache)
+    context = _padded_context(int(lengths[0]), cache, dtype)
     tables = np.full((len(spans), context // cache.block_size), cache.null_block, dtype=np.int64)
     for row, span in enumerate(spans):
         used = -(-int(lengths[row]) // cache.block_size)
         tables[row, :used] = span.block_table[:used]
-    is_hidden = np.arange(context)[None, :] >= lengths[:, None]
+    positions = np.arange(context)[None, :]
+    is_hidden = positions >= lengths[:, None]
+    if rules.window:
+        is_hidden |= positions < lengths[:, None] - rules.window
     return DecodeBucket(
         first=spans[0].row,
         last=spans[-1].row + 1,
         context=context,
         pages=_page_rows(tables, cache),
-        mask=_mask(is_hidden[:, None, None, :], cache.computed_in),
+        mask=_mask(is_hidden[:, None, None, :], dtype),
     )
 
 
-def _prefill_span(span: Span, cache: KVCache) -> PrefillSpan:
+def _prefill_span(span: Span, cache: KVCache, rules: Rules, dtype: torch.dtype) -> PrefillSpan:
     end = span.start + span.length
-    context = _padded_context(end, cache)
+    context = _padded_context(end, cache, dtype)
     table = np.full((1, context // cache.block_size), cache.null_block, dtype=np.int64)
     used = -(-end // cache.block_size)
     table[0, :used] = span.block_table[:used]
@@ -181,15 +200,19 @@ def _prefill_span(span: Span, cache: KVCache) -> PrefillSpan:
     for offset in range(0, span.length, TILE_ROWS):
         rows = min(TILE_ROWS, span.length - offset)
         position = span.start + offset  # of the tile's first row, which sees itself and everything before
-        seen = min(_padded_context(position + rows, cache), context)
-        is_hidden = np.arange(position + 1, seen)[None, :] > np.arange(position, position + rows)[:, None]
+        seen = min(_padded_context(position + rows, cache, dtype), context)
+        visible = 0 if rules.window else position + 1
+        behind, own = np.arange(visible, seen)[None, :], np.arange(position, position + rows)[:, None]
+        is_hidden = behind > own
+        if rules.window:
+            is_hidden |= behind <= own - rules.window
         tiles.append(
             Tile(
                 first=span.row + offset,
                 last=span.row + offset + rows,
-                visible=position + 1,
+                visible=visible,
                 context=seen,
-                mask=_mask(is_hidden[:, None, :], cache.computed_in),
+                mask=_mask(is_hidden[:, None, :], dtype),
             )
         )
     return PrefillSpan(context=context, pages=_page_rows(table, cache), tiles=tuple(tiles))

@@ -1,7 +1,8 @@
-"""What attention needs to know about one chunk of a batch."""
+"""What attention needs to know about one chunk of a batch, and about one layer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,3 +19,13 @@ class Span(NamedTuple):
     start: int
     length: int
     block_table: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a layer attends: the scale of queries; scores s become softcap * tanh(s / softcap) (0: they stay); a row sees
+    its last `window` positions, itself included (0: all)."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0

@@ -65,16 +65,20 @@ class Linear:
         return y if residual is None else residual + y
 
 
-class SiluMul:
-    """silu(gate(x)) * up(x), gate and up in one projection `[2 * intermediate, hidden]`."""
+class Gated:
+    """activation(gate(x)) * up(x), gate and up in one projection `[2 * intermediate, hidden]`.
 
-    def __init__(self, gate_up: Projection) -> None:
+    The activation is "silu" or "gelu_tanh" (GELU in its tanh form).
+    """
+
+    def __init__(self, gate_up: Projection, activation: str) -> None:
         self._gate_up = gate_up
+        self._is_gelu = activation == "gelu_tanh"
         self.num_bytes = gate_up.num_bytes
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         gate, up = self._gate_up(x).chunk(2, dim=-1)
-        y = F.silu(gate) * up
+        y = (F.gelu(gate, approximate="tanh") if self._is_gelu else F.silu(gate)) * up
         return y if residual is None else residual + y
 
 
@@ -105,15 +109,15 @@ class RMSNorm:
     """Root-mean-square norm over the last dimension, times a weight (Zhang and Sennrich 2019)."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight = weight
+        self.weight = weight
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_normalize(x, self._eps).mul_(self._weight)
+        return rms_normalize(x, self._eps).mul_(self.weight)
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)); `gated` gives the product in the brackets."""
+    """down(activation(gate(x)) * up(x)); `gated` gives the product in the brackets."""
 
     def __init__(self, gated: Projection, down: Projection) -> None:
         self._gated = gated
@@ -127,22 +131,13 @@ class GatedMLP:
 class Rotary:
     """Rotary position embedding in the Hugging Face layout: component i is rotated with component i + head_dim / 2.
 
-    The tables cover positions [0, `max_positions`) and are kept in `dtype`, computed in fp32.  Raises ConfigError for
-    positions that the kind of scaling cannot reach.
+    The tables cover positions [0, `max_positions`) and are kept in `dtype`, computed in fp32.
     """
 
     def __init__(
         self, head_dim: int, theta: float, scaling: RopeScaling, max_positions: int, dtype: torch.dtype
     ) -> None:
-        if scaling.rope_type == "dynamic" and max_positions > scaling.original_max_position_embeddings:
-            raise ConfigError(
-                f"dynamic rope scaling is not supported beyond {scaling.original_max_position_embeddings} positions; "
-                f"use --max-model-len {scaling.original_max_position_embeddings} or less"
-            )
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        frequencies = _scale_frequencies(1.0 / theta**exponent, scaling, theta, head_dim)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
-        cos, sin = angles.cos() * scaling.attention_factor, angles.sin() * scaling.attention_factor
+        cos, sin = rotary_tables(head_dim, theta, scaling, max_positions)
         self._cos = torch.cat((cos, cos), dim=-1).to(dtype)
         # The sign of rotate_half lives in the table, so that rotating is a roll and one multiply-add.
         self._signed_sin = torch.cat((-sin, sin), dim=-1).to(dtype)
@@ -157,6 +152,22 @@ class Rotary:
         """Rotate x `[rows, heads, head_dim]` into `out` of the same shape (not an alias of x)."""
         cos, signed_sin = tables
         torch.addcmul(x * cos, x.roll(self._half, dims=-1), signed_sin, out=out)
+
+
+def rotary_tables(head_dim: int, theta: float, scaling: RopeScaling, max_positions: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of positions [0, `max_positions`), fp32 `[max_positions, head_dim / 2]` each.
+
+    Raises ConfigError for positions that the kind of scaling cannot reach.
+    """
+    if scaling.rope_type == "dynamic" and max_positions > scaling.original_max_position_embeddings:
+        raise ConfigError(
+            f"dynamic rope scaling is not supported beyond {scaling.original_max_position_embeddings} positions; "
+            f"use --max-model-len {scaling.original_max_position_embeddings} or less"
+        )
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = _scale_frequencies(1.0 / theta**exponent, scaling, theta, head_dim)
+    angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies)
+    return angles.cos() * scaling.attention_factor, angles.sin() * scaling.attention_factor
 
 
 def _scale_frequencies(frequencies: Tensor, scaling: RopeScaling, theta: float, head_dim: int) -> Tensor:

@@ -36,12 +36,26 @@ class RopeScaling:
     attention_factor: float = 1.0
 
 
-def read_rope(config: dict[str, Any], source: str) -> tuple[float, RopeScaling]:
-    """Theta and scaling, laid out as by transformers 5 (`rope_parameters`) or before (`rope_theta`, `rope_scaling`)."""
+def read_rope(config: dict[str, Any], source: str, default_theta: float = 10000.0) -> tuple[float, RopeScaling]:
+    """Theta and scaling, laid out as by transformers 5 (`rope_parameters`, perhaps by kind of layer: then those of
+    layers that see everything) or before (`rope_theta`, `rope_scaling`)."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if isinstance(parameters, dict) and isinstance(parameters.get("full_attention"), dict):
+        parameters = parameters["full_attention"]
     if not isinstance(parameters, dict):
         raise ConfigError(f"{source}: rope_scaling must be an object or null")
-    theta = positive_float(parameters, "rope_theta", source, positive_float(config, "rope_theta", source, 10000.0))
+    return _rope(parameters, config, positive_float(config, "rope_theta", source, default_theta), source)
+
+
+def read_local_rope(config: dict[str, Any], default_theta: float, source: str) -> tuple[float, RopeScaling]:
+    """Theta and scaling of layers with a window, where they have their own."""
+    parameters = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    theta = positive_float(config, "rope_local_base_freq", source, default_theta)
+    return _rope(parameters, config, theta, source)
+
+
+def _rope(parameters: dict[str, Any], config: dict[str, Any], theta: float, source: str) -> tuple[float, RopeScaling]:
+    theta = positive_float(parameters, "rope_theta", source, theta)
     rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
     if rope_type not in ROPE_TYPES:
         raise ConfigError(

@@ -56,6 +56,8 @@ def other_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Embedding and norms: name and shape."""
     hidden = shape.hidden_size
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if shape.post_norms:
+        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
     if shape.qk_norm:
         norms |= {"self_attn.q_norm": shape.head_dim, "self_attn.k_norm": shape.head_dim}
     tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocab_size, hidden)}

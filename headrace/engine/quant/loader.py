@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headrace.engine.kernels.linear import NativeLinear, can_gate
-from headrace.engine.models.layers import Embedding, Linear, Projection, SiluMul
+from headrace.engine.models.layers import Embedding, Gated, Linear, Projection
 from headrace.engine.quant.config import Quantization
 from headrace.engine.quant.layout import Layout, kernel_group
 from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel
@@ -105,16 +105,16 @@ class Loader:
         head = NativeLinear(self._native, [table])
         return TiedEmbedding(head), head
 
-    def gated(self, gate: str, up: str) -> Projection:
-        """silu(gate(x)) * up(x)."""
-        if self._native is None or {gate, up} & self._layout.quantized:
-            return SiluMul(self.linear(gate, up))
+    def gated(self, gate: str, up: str, activation: str) -> Projection:
+        """activation(gate(x)) * up(x), "silu" or "gelu_tanh"."""
+        if self._native is None or activation != "silu" or {gate, up} & self._layout.quantized:
+            return Gated(self.linear(gate, up), activation)
         parts = [self._source.take(f"{name}.weight") for name in (gate, up)]
         biases = [bias for name in (gate, up) if (bias := self._bias(name)) is not None]
         bias = torch.cat(biases) if biases else None
         if can_gate(parts):
             return NativeLinear(self._native, parts, bias, gated=True)
-        return SiluMul(NativeLinear(self._native, parts, bias))
+        return Gated(NativeLinear(self._native, parts, bias), activation)
 
     def linear(self, *names: str) -> Projection:
         """One projection for the modules `names`, which share an input; their outputs follow each other."""

@@ -114,6 +114,15 @@ inline void parallel(const Work& work) {
                  const_cast<void*>(static_cast<const void*>(&work)));
 }
 
+// The same in the caller's thread alone, as thread 0 of 1: for work that is not worth waking others.
+void run_alone(void (*work)(void*, int, int), void* context);
+
+template <class Work>
+inline void alone(const Work& work) {
+    run_alone([](void* context, int, int) { (*static_cast<const Work*>(context))(); },
+              const_cast<void*>(static_cast<const void*>(&work)));
+}
+
 // At least `bytes` of memory of this thread, aligned to 64, valid until the thread asks again.  Contents are undefined.
 void* scratch(std::size_t bytes);
 

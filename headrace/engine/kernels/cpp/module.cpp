@@ -13,6 +13,9 @@ namespace headrace {
 
 void bind_probe(nb::module_& module);
 void bind_linear(nb::module_& module);
+void bind_attention(nb::module_& module);
+void bind_fused(nb::module_& module);
+void bind_sample(nb::module_& module);
 
 namespace {
 
@@ -38,4 +41,7 @@ NB_MODULE(_native, module) {
                "Threads of the pool, the caller included.  Waits for work in progress.");
     bind_probe(module);
     bind_linear(module);
+    bind_attention(module);
+    bind_fused(module);
+    bind_sample(module);
 }

@@ -167,6 +167,11 @@ void set_num_threads(int count) {
 
 void run_parallel(void (*work)(void*, int, int), void* context) { pool().run(work, context); }
 
+void run_alone(void (*work)(void*, int, int), void* context) {
+    FlushDenormals flush;
+    work(context, 0, 1);
+}
+
 void* scratch(std::size_t bytes) {
     thread_local Buffer buffer;
     if (buffer.size < bytes) {
