@@ -6,16 +6,15 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from headrace.core.scheduler import SchedulerConfig, Speculation
 from headrace.engine import kernels, machine
 from headrace.engine.demo import DEMO_NAME, DEMO_SEED
+from headrace.engine.dtypes import DTYPE_BYTES, kv_bytes_per_token, resolve_dtype, resolve_kv_dtype
 from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
-from headrace.engine.models.shape import ModelShape
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
 from headrace.engine.speculative_config import describe, read_speculative_config
 from headrace.engine.step_log import StepLogConfig, read_step_log_config
@@ -26,11 +25,6 @@ from headrace.sizing.context import fit_max_model_len
 from headrace.sizing.settings import MemoryFacts, ServeSettings, Violation
 
 GIB = 1 << 30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-_KV_DTYPES = (*DTYPE_BYTES, "int8")
-_KV_SCALE_BYTES = 4  # int8: of each head's vector
-_DTYPES = {"float32": "float32", "float": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-_HALF = ("half", "float16", "fp16")
 
 DEFAULT_BUDGET = 2048
 DEFAULT_SEATS = 128
@@ -172,13 +166,6 @@ def scheduler_config(config: EngineConfig) -> SchedulerConfig:
     )
 
 
-def kv_bytes_per_token(shape: ModelShape, kv_dtype: str) -> int:
-    """What one token keeps in a cache of that dtype, scales included."""
-    if kv_dtype == "int8":
-        return sizing.kv_bytes_per_token(shape, Fraction(shape.head_dim + _KV_SCALE_BYTES, shape.head_dim))
-    return sizing.kv_bytes_per_token(shape, DTYPE_BYTES[kv_dtype])
-
-
 def resolve(
     args: EngineArgs,
     *,
@@ -241,8 +228,10 @@ class _Resolver:
         self.say("model", name, f"{why}; {facts.shape.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
         load_format = self.load_format(name, path)
         self.check_quantization(facts, load_format)
-        dtype = self.dtype(facts)
-        kv_dtype = self.kv_dtype(dtype)
+        dtype, why = resolve_dtype(args.dtype, facts.dtype, native_bf16=self.native_bf16)
+        self.say("dtype", dtype, why)
+        kv_dtype, why = resolve_kv_dtype(args.kv_cache_dtype, dtype)
+        self.say("kv_cache_dtype", kv_dtype, why)
         settings = self.scheduler_settings(facts)
         speculation = self.speculation(settings)
         settings = self.with_memory(settings, facts, dtype, kv_dtype, speculation)
@@ -325,44 +314,6 @@ class _Resolver:
         if not 0 <= self.args.seed < 1 << 63:
             raise ConfigError(f"--seed {self.args.seed} must be between 0 and 2**63 - 1")
         return self.args.seed
-
-    def dtype(self, facts: ModelFacts) -> str:
-        given = (self.args.dtype or "auto").removeprefix("torch.")
-        if given in _HALF:
-            raise ConfigError(
-                f"--dtype {given}: this engine does not compute in float16; use --dtype bfloat16 (the same size) "
-                "or --dtype float32 (exact for a float16 checkpoint)"
-            )
-        if given != "auto":
-            if given not in _DTYPES:
-                raise ConfigError(f"--dtype {given!r} is not known; use one of auto, bfloat16, float32")
-            self.say("dtype", _DTYPES[given], "given")
-            return _DTYPES[given]
-        own = (facts.dtype or "").removeprefix("torch.")
-        if own in ("bfloat16", *_HALF) and not self.native_bf16:
-            self.say("dtype", "float32", f"the checkpoint is {own}, which this processor would only emulate, slowly")
-            return "float32"
-        if own in DTYPE_BYTES:
-            self.say("dtype", own, "the checkpoint's own")
-            return own
-        if own in _HALF:
-            self.say("dtype", "bfloat16", "the checkpoint is float16, which this engine does not compute in; same size")
-            return "bfloat16"
-        self.say("dtype", "float32", f"the model's config.json names {own or 'no dtype'}")
-        return "float32"
-
-    def kv_dtype(self, dtype: str) -> str:
-        given = (self.args.kv_cache_dtype or "auto").removeprefix("torch.")
-        if given == "auto":
-            return dtype
-        name = _DTYPES.get(given, given)
-        if name not in _KV_DTYPES:
-            raise ConfigError(
-                f"--kv-cache-dtype {given} is not supported; use auto (the model's dtype), bfloat16, float32, or int8"
-            )
-        why = "given; half the bytes of bfloat16, less exact (docs/models.md)" if name == "int8" else "given"
-        self.say("kv_cache_dtype", name, why)
-        return name
 
     def tokenizer(self, model_path: Path) -> str:
         if self.args.tokenizer is None:

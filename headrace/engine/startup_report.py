@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.engine import kernels
-from headrace.engine.config import DTYPE_BYTES, GIB, EngineConfig, kv_bytes_per_token
+from headrace.engine.config import GIB, EngineConfig
+from headrace.engine.dtypes import DTYPE_BYTES, kv_bytes_per_token
 from headrace.engine.model_files import read_facts
 from headrace.engine.probe import measure
 from headrace.sizing.memory import sequences_that_fit
