@@ -30,13 +30,15 @@ COMMON = {
     "bos_token_id": None,
     "pad_token_id": None,
 }
+_CONFIGS = {"Gemma3ForCausalLM": "Gemma3TextConfig"}  # the shorter name is that of the multimodal model
 
 
 def save_tiny_model(
     architecture: str, directory: Path, *, seed: int = 3, **overrides: object
 ) -> transformers.PreTrainedModel:
     """A random model of that architecture in fp32, saved in the Hugging Face layout; returned as the oracle."""
-    config_class = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
+    name = _CONFIGS.get(architecture, architecture.replace("ForCausalLM", "Config"))
+    config_class = getattr(transformers, name)
     torch.manual_seed(seed)
     model = getattr(transformers, architecture)(config_class(**(COMMON | overrides))).to(torch.float32).eval()
     with torch.no_grad():
