@@ -47,7 +47,7 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "mistral-window": ("MistralForCausalLM", {"sliding_window": 24}),
     "qwen2-window": (
         "Qwen2ForCausalLM",
-        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "seed": 5},
+        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1, "seed": 7},
     ),
     "gemma2": ("Gemma2ForCausalLM", _GEMMA | {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}),
     "gemma3": (
