@@ -15,7 +15,9 @@ from headrace.lab.campaign.server_metrics import Scrape, scrape
 from headrace.lab.campaign.telemetry import Gpus
 
 # A server that takes long to answer is asked less often: the questions must stay a small part of its work.
-_MOST_OF_ITS_TIME = 0.02
+_MOST_OF_ITS_TIME = 0.1
+# But never so seldom that a server which computes could be taken for one that does not (`watch.py`).
+_LONGEST_WAIT_S = 10.0
 _TIMEOUT_S = 10.0
 
 
@@ -71,7 +73,8 @@ class Sampler:
                         write(self._files.during, self.last.to_line())
                 for reading in self._gpus.read(time.perf_counter_ns()) if self._gpus is not None else ():
                     write(self._files.gpu, reading.to_line())
-                if self._over.wait(max(self._every_s - took_s, took_s / _MOST_OF_ITS_TIME)):
+                pause_s = max(self._every_s - took_s, min(took_s / _MOST_OF_ITS_TIME, _LONGEST_WAIT_S))
+                if self._over.wait(pause_s):
                     return
         finally:
             for file in opened.values():

@@ -178,14 +178,15 @@ def _by_other_settings(
 ) -> list[tuple[str, list[CellView]]]:
     """Split cells that share a budget by the settings in which these differ, so that one line is one configuration.
 
-    Settings that merely move along with the budget (a ragged campaign) do not split a line.
+    Settings that merely move along with the budget (a ragged campaign) do not split a line; another target does.
     """
     keys = [
         key
         for key in varying
         if key not in ("enable_chunked_prefill", "max_num_batched_tokens", "policy")
         and any(
-            places[one.anchor] == places[other.anchor] and one.settings.get(key) != other.settings.get(key)
+            (key == "target" or places[one.anchor] == places[other.anchor])
+            and one.settings.get(key) != other.settings.get(key)
             for index, one in enumerate(cells)
             for other in cells[index + 1 :]
         )

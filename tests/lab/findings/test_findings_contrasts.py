@@ -26,8 +26,8 @@ from headrace.lab.workload.spec import WorkloadSpec
 
 METRIC = "mean_ttft_ms"
 PAIRS, REPEATS = 40, 6
-# Of one short run against a server of constant speed on a busy two-core machine, about its mean: the check on real
-# runs below prints them.  The tails are those of Student's t with few degrees of freedom.
+# Of one short run on a machine that is not crowded, with the tails that were measured on one that was (kurtosis 12: those
+# of Student's t with few degrees of freedom).  The check on real runs below prints both.
 MEASURED_SPREAD, MEASURED_TAILS = 0.025, 4
 
 
