@@ -26,7 +26,7 @@ from headrace.lab.workload.spec import WorkloadSpec
 
 METRIC = "mean_ttft_ms"
 PAIRS, REPEATS = 40, 6
-# Of one short run on a machine that is not crowded, with the tails that were measured on one that was (kurtosis 12: those
+# Of one short run on a machine that is not crowded, with the tails that were measured on one that was (kurtosis 12: as
 # of Student's t with few degrees of freedom).  The check on real runs below prints both.
 MEASURED_SPREAD, MEASURED_TAILS = 0.025, 4
 
