@@ -9,6 +9,7 @@ import pytest
 from headrace.errors import ConfigError
 from headrace.lab.campaign.cells import cells
 from headrace.lab.campaign.launchers.lines import LINES, Start, container_end
+from headrace.lab.campaign.launchers.start import _step_log
 from headrace.lab.campaign.plan import parse_plan, read_plan
 from headrace.lab.campaign.target import TargetTable
 
@@ -130,3 +131,12 @@ def test_the_example_asks_vllm_what_it_forbids_headrace() -> None:
     found = cells(read_plan(Path(__file__).resolve().parents[3] / "examples" / "vllm-and-headrace.toml"))
     assert len(found) == 12 and [cell.name for cell in found if not cell.legal] == ["headrace-32"]
     assert [cell.name for cell in found if cell.doubts] == ["vllm-32"]
+
+
+def test_headrace_s_own_server_logs_its_steps_and_no_other_does(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    wanted = ("--step-log", str(tmp_path / "steps.jsonl"), "--step-log-requests")
+    assert _step_log(TargetTable(), {}, log) == wanted
+    assert _step_log(TargetTable(), {"step-log": "mine"}, log) == ()
+    assert _step_log(TargetTable(kind="vllm", model="m"), {}, log) == ()
+    assert _step_log(TargetTable(command=("other", "{port}")), {}, log) == ()

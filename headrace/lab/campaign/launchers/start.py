@@ -175,6 +175,6 @@ def _step_log(target: TargetTable, flags: Mapping[str, Json], log: Path) -> tupl
 
     It costs up to 43 us of a step (docs/serving.md).  A plan that asks for a step log of its own keeps it.
     """
-    if target.kind != "headrace" or target.command is not None or "step-log" in flags:
+    if target.kind != "headrace" or target.command or "step-log" in flags:
         return ()
     return ("--step-log", str(log.with_name(STEPS)), "--step-log-requests")
