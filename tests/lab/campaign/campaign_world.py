@@ -22,8 +22,8 @@ PLAN = """
 name = "fake"
 title = "A scripted server"
 [target]
-ready-timeout-s = 20
-frozen-after-s = 20
+ready-timeout-s = 90
+frozen-after-s = 90
 [serve]
 max-model-len = 512
 max-num-batched-tokens = 64
@@ -88,7 +88,7 @@ class World:
         """`pick_port` is the launcher's, everything else the target's."""
         command = (sys.executable, str(FAKE_SERVER), "--script", json.dumps(self.script))
         ports = {"pick_port": changes.pop("pick_port")} if "pick_port" in changes else {}
-        target = TargetTable(**{"command": command, "ready-timeout-s": 20.0, **changes})
+        target = TargetTable(**{"command": command, "ready-timeout-s": 90.0, **changes})
         return ProcessLauncher(target, "fake", **ports)
 
     def run(

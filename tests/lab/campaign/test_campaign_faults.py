@@ -79,7 +79,7 @@ def campaign(world: World, faults: tuple[Fault, ...]) -> Study:
     seats = list(range(1, len(faults) + 1))
     world.script = {str(number): fault.behaviour for number, fault in zip(seats, faults, strict=True)}
     limits = f"ready-timeout-s = {READY_S}\nfrozen-after-s = {FROZEN_S}\nstop-grace-s = {GRACE_S}"
-    text = World.plan_text(world, seats).replace("ready-timeout-s = 20\nfrozen-after-s = 20", limits)
+    text = World.plan_text(world, seats).replace("ready-timeout-s = 90\nfrozen-after-s = 90", limits)
     text = text.replace("warmup = 0", f"warmup = 0\ntimeout-s = {TIMEOUT_S}\nscrape-every-s = 0.2")
     world.plan_text = lambda *_: text  # type: ignore[method-assign]
     return world.run(seats, launcher=world.launcher(**{"ready-timeout-s": READY_S}))

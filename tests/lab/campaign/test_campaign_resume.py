@@ -173,7 +173,7 @@ def test_runs_of_other_code_are_measured_again(world: World, monkeypatch: pytest
 def test_a_campaign_grows_and_measures_only_what_is_new(world: World) -> None:
     """More cells, more repeats, another title and other limits; the first cell was called "only"."""
     before = world.run([1])
-    text = world.plan_text([1, 2], 2).replace("A scripted", "A grown").replace("frozen-after-s = 20", "")
+    text = world.plan_text([1, 2], 2).replace("A scripted", "A grown").replace("frozen-after-s = 90", "")
     world.plan_text = lambda *_: text  # type: ignore[method-assign]
     study = world.run([1, 2], repeats=2)
     assert sorted(world.reporter.started) == ["seqs=1 run 2", "seqs=2 run 1", "seqs=2 run 2"]

@@ -22,7 +22,7 @@ FAKE = json.dumps([sys.executable, str(FAKE_SERVER)])
 
 def run(world: World, target: str, seats: list[int], sweep: str = "", run: str = "") -> Study:
     """A campaign on the plan's own launchers: `target` is the text of its [target] and [targets.*] tables."""
-    text = world.plan_text(seats).replace("[target]\nready-timeout-s = 20\nfrozen-after-s = 20", target)
+    text = world.plan_text(seats).replace("[target]\nready-timeout-s = 90\nfrozen-after-s = 90", target)
     text = text.replace("[[sweep]]\n", f"[[sweep]]\n{sweep}").replace("warmup = 0", f"warmup = 0\n{run}")
     plan = parse_plan(text, source="plan.toml", directory=world.out)
     world.reporter = Silent()
