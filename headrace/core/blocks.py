@@ -74,7 +74,7 @@ class BlockManager:
     def may_hit(self, sequence: Sequence) -> bool:
         """Whether `sequence` looks for its beginning here; one that wants every position computed does not."""
         params = sequence.request.params
-        return self.enable_prefix_caching and params.prompt_logprobs is None and not params.skip_reading_prefix_cache
+        return self.enable_prefix_caching and not (params.scores_prompt or params.skip_reading_prefix_cache)
 
     def lookup(self, sequence: Sequence, *, whole: bool = False) -> list[int]:
         """Blocks that already hold the beginning of `sequence`; changes nothing.

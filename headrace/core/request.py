@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from headrace.core.repetition import RepetitionDetection
+
 GRAMMAR_FAILED = "the output's grammar is too complex: "
 """How the error of a sequence begins whose grammar could not be followed: the caller's fault, not the model's."""
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended.  The first two are what an OpenAI client sees."""
+    """Why a sequence ended.  OpenAI's clients see the first two; the third only when they asked for it."""
 
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
     ABORT = "abort"
     ERROR = "error"
 
@@ -28,6 +31,10 @@ class SamplingParams:
     `prompt_logprobs` is the same for the tokens of the prompt, and such a request reads nothing from the prefix cache:
     all of its positions are computed.  `bad_words_token_ids` are the forbidden words in the tokenizer's spellings.
     Stop *strings* are matched on text, outside the core; the core sees ids only.
+    `logprob_token_ids` are reported in place of the most likely alternatives.  `prompt_logprob_token_ids` has, for each
+    token of the prompt behind position `prompt_logprob_start`, the ids whose log-probabilities are reported there (-1:
+    none); it goes without `prompt_logprobs`.
+    `stream_interval` is the number of tokens between two pieces of a stream, after the first.
     """
 
     max_tokens: int = 16
@@ -51,6 +58,18 @@ class SamplingParams:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     prompt_logprobs: int | None = None
     skip_reading_prefix_cache: bool = False
+    repetition_detection: RepetitionDetection | None = None
+    stream_interval: int = 1
+    detokenize: bool = True
+    spaces_between_special_tokens: bool = True
+    logprob_token_ids: tuple[int, ...] = ()
+    prompt_logprob_token_ids: tuple[tuple[int, ...], ...] | None = None
+    prompt_logprob_start: int = 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for, so that all of it is computed."""
+        return self.prompt_logprobs is not None or self.prompt_logprob_token_ids is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from headrace.errors import InvalidRequest, InvariantError
 
 __all__ = ["Counters", "Scheduler", "SchedulerConfig", "Speculation"]
 
+REPETITION_DETECTED = "repetition_detected"  # vLLM's stop_reason
+
 make_event = tuple.__new__  # one per token: skips the named tuple's own __new__, which takes twice as long
 
 
@@ -160,13 +162,19 @@ class Scheduler:
                 continue  # aborted meanwhile, failed, starting over, or ended by a draft before this token
             sequence.output_token_ids.append(token)
             sequence.num_tokens = length = sequence.num_tokens + 1
-            # Stop rules in vLLM V1's present order: min_tokens, end token, stop ids, length.
+            # Stop rules in vLLM V1's present order: min_tokens, end token, stop ids, length, repetition.
             if token in sequence.end_ids and length >= sequence.min_length:
                 params = sequence.request.params
                 is_eos = not params.ignore_eos and token in sequence.request.eos_token_ids
                 self._end(sequence, FinishReason.STOP, None if is_eos else token)
             elif length >= sequence.length_limit:
                 self._end(sequence, FinishReason.LENGTH, None)
+            elif (
+                (rule := sequence.repetition)
+                and length >= sequence.min_length
+                and rule.repeats(sequence.output_token_ids)
+            ):
+                self._end(sequence, FinishReason.REPETITION, REPETITION_DETECTED)
             else:
                 emit(make_event(TokenEvent, (sequence.request_id, token, None, None, None)))
                 continue

@@ -58,6 +58,7 @@ class Sequence:
         "output_token_ids",
         "phase",
         "prefill_length",
+        "repetition",
         "request",
         "request_id",
         "sampling_state",
@@ -88,6 +89,7 @@ class Sequence:
         # The stop rules, resolved once instead of once per token.
         self.length_limit = min(prompt + params.max_tokens, max_model_len)
         self.min_length = prompt + params.min_tokens
+        self.repetition = params.repetition_detection
         self.end_ids = frozenset() if params.ignore_eos else request.eos_token_ids
         if params.stop_token_ids:
             self.end_ids = self.end_ids.union(params.stop_token_ids)

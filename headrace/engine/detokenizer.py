@@ -5,7 +5,7 @@ Pure: a `decode` function comes in, text goes out.  Streamed pieces joined equal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 6
@@ -13,6 +13,7 @@ _MAX_HELD_TOKENS = 8  # a character is at most 4 bytes, so at most 4 tokens; lon
 _MAX_CHARACTER_TOKENS = 4
 
 Decode = Callable[[Sequence[int]], str]
+NO_MARKS: Mapping[int, str] = {}
 
 
 class IncrementalDecoder:
@@ -42,6 +43,14 @@ class IncrementalDecoder:
         if len(self._window) - self._read > _MAX_HELD_TOKENS:
             return self._release_garbage(text)
         return ""
+
+    def push_as(self, token_id: int, text: str) -> str:
+        """Add a token whose text is known, whatever the decoder would put around it."""
+        news = self.flush() + text
+        self._window = [*self._window[-_CONTEXT_TOKENS + 1 :], token_id]
+        self._read = len(self._window)
+        self._sent = len(self._decode(self._window))
+        return news
 
     def flush(self) -> str:
         """What is held back, half characters as the decoder shows them; the end of the text."""
@@ -143,6 +152,7 @@ class Detokenizer:
     context    the prompt's ids (its end is enough): the output's first token continues a text
     stop       stop strings; text before the first is sent, it is not, unless `include_stop`
     min_tokens stop strings complete in the first `min_tokens` tokens do not count
+    marks      texts of special tokens that follow each other without what the decoder puts between them
     """
 
     def __init__(
@@ -154,6 +164,7 @@ class Detokenizer:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
+        marks: Mapping[int, str] = NO_MARKS,
     ) -> None:
         # `context` may be longer than its end: slice before filtering, a prompt can have 100,000 ids.
         tail = [token for token in list(context[-4 * _CONTEXT_TOKENS :]) if token not in skipped]
@@ -162,6 +173,8 @@ class Detokenizer:
         self._skipped = skipped
         self._min_tokens = min_tokens
         self._num_tokens = 0
+        self._marks = marks
+        self._behind_mark = False
 
     @property
     def stopped_by(self) -> str | None:
@@ -173,7 +186,13 @@ class Detokenizer:
         self._num_tokens += 1
         if silent or token_id in self._skipped:
             return ""
-        return self._matcher.push(self._decoder.push(token_id), armed=self._num_tokens > self._min_tokens)
+        mark = self._marks.get(token_id)
+        if mark is not None and self._behind_mark:
+            text = self._decoder.push_as(token_id, mark)
+        else:
+            text = self._decoder.push(token_id)
+        self._behind_mark = mark is not None
+        return self._matcher.push(text, armed=self._num_tokens > self._min_tokens)
 
     def flush(self) -> str:
         """The output has ended: everything held back that is not behind a stop string."""

@@ -135,7 +135,7 @@ class ModelRunner:
             tokens.append(sampled.tokens[first + count])
             if params.logprobs is not None:
                 logprobs[name] = tuple(sampled.logprobs[row] for row in range(first, first + count + 1))
-            if params.prompt_logprobs is not None and not sequence.num_output_tokens:
+            if params.scores_prompt and not sequence.num_output_tokens:
                 prompts[name] = tuple(state_of(sequence).prompt_logprobs)
             first += 1 + len(drafts)
         return RunnerOutput(StepResult(tuple(tokens), failed, accepted), logprobs, prompts)

@@ -17,12 +17,21 @@ from typing import Any
 from headrace.core.request import Request
 from headrace.engine.config import EngineArgs, resolve
 from headrace.engine.engine import Engine, generate
-from headrace.engine.offline_params import SamplingParams
+from headrace.engine.flat_logprobs import FlatLogprobs, Logprob, Table
+from headrace.engine.offline_params import RequestOutputKind, SamplingParams
 from headrace.engine.outputs import Output, TokenLogprob
 from headrace.engine.tokenizer import Tokenizer, sampling_defaults
 from headrace.errors import ConfigError, InvalidRequest
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "FlatLogprobs",
+    "Logprob",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+]
 
 logger = logging.getLogger("headrace.engine")
 
@@ -45,23 +54,17 @@ _NEUTRAL: dict[str, tuple[object, ...] | None] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Logprob:
-    """Natural log-probability of a token at one position; `rank` 1 is the most likely token there."""
-
-    logprob: float
-    rank: int | None = None
-    decoded_token: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class CompletionOutput:
-    """One of the `n` answers; `finish_reason` is "stop", "length" or "error" (then `error` says why)."""
+    """One of the `n` answers.
+
+    `finish_reason` is "stop", "length", "repetition" or "error" (then `error` says why).
+    """
 
     index: int
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None
-    logprobs: list[dict[int, Logprob]] | None
+    logprobs: list[Table] | FlatLogprobs | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
@@ -69,15 +72,19 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """All answers to one prompt.  `prompt` is None when the prompt came as ids."""
+    """All answers to one prompt.  `prompt` is None when the prompt came as ids.
+
+    `prompt_token_id_logprobs`, for `prompt_logprob_token_ids`: a row for each scored token, a column for each id.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    prompt_logprobs: list[Table | None] | FlatLogprobs | None
     outputs: list[CompletionOutput]
     finished: bool = True
     num_cached_tokens: int = 0
+    prompt_token_id_logprobs: list[list[float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +212,22 @@ class LLM:
 
     def _ask(self, text: str | None, ids: list[int], params: SamplingParams) -> _Asked:
         request_id = str(next(self._numbers))
+        ids = params.cut(ids, self.config.max_model_len)
+        if (rows := params.prompt_logprob_token_ids) is not None:
+            needed = max(0, len(ids) - 1 - params.prompt_logprob_start)
+            if len(rows) != needed:
+                raise InvalidRequest(
+                    f"`prompt_logprob_token_ids` needs one row for each scored token of the prompt, {needed} of "
+                    f"{len(ids)}, and has {len(rows)}.",
+                    param="prompt_logprob_token_ids",
+                )
         room = max(1, self.config.max_model_len - len(ids))
         core = params.translated(self._tokenizer, room)
         grammar = self._grammar(params)
         asked = _Asked(request_id, text, params)
-        for index in range(params.n):
+        for index in range(params.num_sequences):
             seed = None if core.seed is None else (core.seed + index) % (1 << 63)
-            name = request_id if params.n == 1 else f"{index}_{request_id}"
+            name = request_id if params.num_sequences == 1 else f"{index}_{request_id}"
             one = replace(core, seed=seed)
             asked.requests.append(Request(name, ids, one, self._tokenizer.eos_token_ids, grammar=grammar))
         return asked
@@ -227,36 +243,47 @@ class LLM:
             ) from None
 
     def _answer(self, asked: _Asked, ended: Sequence[Output]) -> RequestOutput:
-        scored = ended[0].prompt_logprobs
-        wanted = asked.params.prompt_logprobs or 0
+        params, first = asked.params, ended[0]
+        scored = first.prompt_logprobs
+        scores = tables = None
+        if scored is not None and params.prompt_logprob_token_ids is not None:
+            scores = [[value for _, value in item.top] for item in scored]
+        elif scored is not None:
+            tables = [None, *(self._table(item, params.prompt_logprobs or 0) for item in scored)]
+        if params.num_sequences > params.n:  # the likeliest, as in older vLLM by the sum of their tokens
+            ended = sorted(ended, key=lambda output: -sum(item.logprob for item in output.logprobs or ()))[: params.n]
         return RequestOutput(
             request_id=asked.request_id,
             prompt=asked.prompt,
             prompt_token_ids=list(asked.requests[0].prompt_token_ids),
-            prompt_logprobs=None if scored is None else [None, *(self._table(item, wanted) for item in scored)],
-            outputs=[self._completion(index, output, asked.params) for index, output in enumerate(ended)],
-            num_cached_tokens=ended[0].num_cached_tokens,  # its siblings hit what it computed
+            prompt_logprobs=FlatLogprobs.of(tables) if tables is not None and params.flat_logprobs else tables,
+            prompt_token_id_logprobs=scores,
+            outputs=[self._completion(index, output, params) for index, output in enumerate(ended)],
+            num_cached_tokens=first.num_cached_tokens,  # its siblings hit what it computed
         )
 
     def _completion(self, index: int, output: Output, params: SamplingParams) -> CompletionOutput:
-        items = output.logprobs
+        items, tables = output.logprobs, None
+        if items is not None and (params.logprobs is not None or params.logprob_token_ids is not None):
+            is_named = params.logprob_token_ids is not None
+            tables = [self._table(item, params.num_logprobs or 0, is_named=is_named) for item in items]
         return CompletionOutput(
             index=index,
             text=output.text,
             token_ids=list(output.token_ids),
             cumulative_logprob=None if items is None else sum(item.logprob for item in items),
-            logprobs=None if items is None else [self._table(item, params.logprobs or 0) for item in items],
+            logprobs=FlatLogprobs.of(tables) if tables is not None and params.flat_logprobs else tables,
             finish_reason=None if output.finish_reason is None else output.finish_reason.value,
             stop_reason=output.stop_reason,
             error=output.error,
         )
 
-    def _table(self, item: TokenLogprob, num_top: int) -> dict[int, Logprob]:
-        """The chosen token and the most likely ones, by id."""
+    def _table(self, item: TokenLogprob, num_top: int, *, is_named: bool = False) -> Table:
+        """The chosen token and the most likely ones, by id; ids that were named have no rank."""
         text = self._tokenizer.token_text
         table = {item.token_id: Logprob(item.logprob, item.rank, text(item.token_id))}
         for rank, (token, logprob) in enumerate(item.top[:num_top], start=1):
-            table.setdefault(token, Logprob(logprob, rank, text(token)))
+            table.setdefault(token, Logprob(logprob, None if is_named else rank, text(token)))
         return table
 
 

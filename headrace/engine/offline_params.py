@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from headrace.core import request as core
+from headrace.core.repetition import RepetitionDetection
 from headrace.errors import InvalidRequest
 
 MAX_N = 16_384  # vLLM's
 MAX_SEED = 1 << 63
+MAX_NAMED_IDS = 128  # vLLM's
+MAX_PATTERN = 256
 _STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
+
+
+class RequestOutputKind(Enum):
+    """vLLM's names for what comes back while an answer grows; `LLM` returns whole answers, as vLLM's does."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
 
 
 class Speller(Protocol):
@@ -30,7 +42,9 @@ class SamplingParams:
     `temperature` 0 is greedy, `top_k` 0 or -1 and `top_p` 1 switch the filter off, `max_tokens` None means as long as
     the model's context.  `n` sequences of a seeded request have the seeds seed, seed + 1, ….
     `structured_outputs` is vLLM's StructuredOutputsParams as a mapping: exactly one of json (a schema), regex, choice,
-    grammar, json_object.  Raises InvalidRequest.
+    grammar, json_object.  With `best_of` above `n` so many are generated and the likeliest `n` come back.
+    `stream_interval` and `output_kind` are taken as vLLM's programs give them: whole answers do not depend on them.
+    Raises InvalidRequest.
     """
 
     n: int = 1
@@ -56,6 +70,18 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
     structured_outputs: Mapping[str, Any] | None = None
+    best_of: int | None = None
+    repetition_detection: RepetitionDetection | Mapping[str, int] | None = None
+    stream_interval: int = 1
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    detokenize: bool = True
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str = "left"
+    logprob_token_ids: Sequence[int] | None = None
+    prompt_logprob_token_ids: Sequence[Sequence[int]] | None = None
+    prompt_logprob_start: int = 0
+    flat_logprobs: bool = False
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, MAX_N)
@@ -74,10 +100,77 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, 1 << 31)
+        self._check_extensions()
         for name, texts in (("stop", self.stops), ("bad_words", self.bad_words or ())):
             if isinstance(texts, str) or not all(isinstance(text, str) and text for text in texts):
                 raise InvalidRequest(f"`{name}` must hold texts that are not empty.", param=name)
         _ = self.constraint
+
+    def _check_extensions(self) -> None:
+        if self.best_of is not None:
+            _whole("best_of", self.best_of, self.n, MAX_N)
+        _whole("stream_interval", self.stream_interval, 1, 1 << 31)
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidRequest("`output_kind` must be a RequestOutputKind.", param="output_kind")
+        if not self.detokenize and self.stops:
+            raise InvalidRequest("`stop` is found in text: it needs `detokenize`.", param="stop")
+        if self.truncate_prompt_tokens is not None:
+            _whole("truncate_prompt_tokens", self.truncate_prompt_tokens, -1, 1 << 31)
+            if self.truncate_prompt_tokens == 0:
+                raise InvalidRequest(
+                    "`truncate_prompt_tokens` 0 would leave no prompt.", param="truncate_prompt_tokens"
+                )
+        if self.truncation_side not in ("left", "right"):
+            raise InvalidRequest('`truncation_side` must be "left" or "right".', param="truncation_side")
+        named = self.logprob_token_ids
+        if named is not None:
+            _whole("the number of `logprob_token_ids`", len(named), 1, MAX_NAMED_IDS)
+            if self.logprobs and self.logprobs != len(named):
+                raise InvalidRequest(
+                    f"`logprobs` ({self.logprobs}) must be the number of `logprob_token_ids` ({len(named)}), or None.",
+                    param="logprobs",
+                )
+        _whole("prompt_logprob_start", self.prompt_logprob_start, 0, 1 << 31)
+        if self.prompt_logprob_start and self.prompt_logprob_token_ids is None:
+            raise InvalidRequest(
+                "`prompt_logprob_start` needs `prompt_logprob_token_ids`.", param="prompt_logprob_start"
+            )
+        if self.prompt_logprobs is not None and self.prompt_logprob_token_ids is not None:
+            raise InvalidRequest(
+                "`prompt_logprobs` and `prompt_logprob_token_ids` exclude each other.", param="prompt_logprobs"
+            )
+        _ = self.repetition_rule
+
+    @property
+    def num_sequences(self) -> int:
+        """How many are generated for a prompt."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def repetition_rule(self) -> RepetitionDetection | None:
+        """`repetition_detection`, checked."""
+        rule, name = self.repetition_detection, "repetition_detection"
+        if isinstance(rule, Mapping):
+            unknown = rule.keys() - {"max_pattern_size", "min_pattern_size", "min_count"}
+            if unknown:
+                raise InvalidRequest(f"`{name}` has no {sorted(unknown)[0]!r}.", param=name)
+            rule = RepetitionDetection(**rule)
+        if rule is None:
+            return None
+        for part in ("max_pattern_size", "min_pattern_size", "min_count"):
+            _whole(f"{name}.{part}", getattr(rule, part), 0, MAX_PATTERN)
+        if rule.fault:
+            raise InvalidRequest(f"`{name}`: {rule.fault}.", param=name)
+        return rule
+
+    def cut(self, ids: list[int], max_model_len: int) -> list[int]:
+        """`ids`, cut to `truncate_prompt_tokens`; -1 stands for what the context leaves beside `max_tokens`."""
+        most = self.truncate_prompt_tokens
+        if most is None:
+            return ids
+        if most < 0:
+            most = max(1, max_model_len - (self.max_tokens or 1))
+        return ids[:most] if self.truncation_side == "right" else ids[-most:]
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -108,6 +201,7 @@ class SamplingParams:
             ("stop_token_ids", self.stop_token_ids or ()),
             ("logit_bias", biases),
             ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("logprob_token_ids", self.logprob_token_ids or ()),
         ):
             if not all(type(token) is int and 0 <= token < tokenizer.vocab_size for token in ids):
                 raise InvalidRequest(f"`{name}` has a token id outside 0 to {tokenizer.vocab_size - 1}.", param=name)
@@ -126,14 +220,39 @@ class SamplingParams:
             stop_token_ids=tuple(self.stop_token_ids or ()),
             include_stop_str_in_output=self.include_stop_str_in_output,
             ignore_eos=self.ignore_eos,
-            logprobs=self.logprobs,
+            logprobs=self.num_logprobs,
             skip_special_tokens=self.skip_special_tokens,
             logit_bias=tuple(sorted(biases.items())),
             allowed_token_ids=tuple(sorted(set(self.allowed_token_ids or ()))),
             bad_words_token_ids=tokenizer.spellings(self.bad_words) if self.bad_words else (),
             prompt_logprobs=self.prompt_logprobs,
             skip_reading_prefix_cache=self.skip_reading_prefix_cache,
+            repetition_detection=self.repetition_rule,
+            detokenize=self.detokenize,
+            spaces_between_special_tokens=self.spaces_between_special_tokens,
+            logprob_token_ids=tuple(self.logprob_token_ids or ()),
+            prompt_logprob_token_ids=self._scored_ids(tokenizer.vocab_size),
+            prompt_logprob_start=self.prompt_logprob_start,
         )
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Alternatives of each token of the answer; None when no log-probability is needed."""
+        if self.logprob_token_ids is not None:
+            return len(self.logprob_token_ids)
+        return 0 if self.logprobs is None and self.num_sequences > self.n else self.logprobs
+
+    def _scored_ids(self, vocab_size: int) -> tuple[tuple[int, ...], ...] | None:
+        """`prompt_logprob_token_ids` as rows of one length: shorter ones are filled up with -1."""
+        given, name = self.prompt_logprob_token_ids, "prompt_logprob_token_ids"
+        if given is None:
+            return None
+        rows = [[int(token) for token in row] for row in given]
+        width = max(map(len, rows), default=0)
+        _whole(f"the width of `{name}`", width, 0, MAX_NAMED_IDS)
+        if not all(-1 <= token < vocab_size for row in rows for token in row):
+            raise InvalidRequest(f"`{name}` has a token id outside -1 to {vocab_size - 1}.", param=name)
+        return tuple((*row, *[-1] * (width - len(row))) for row in rows)
 
 
 def _whole(name: str, value: object, least: int, most: int) -> None:

@@ -29,7 +29,8 @@ class Output:
     """New text of one request, or its end, or both.
 
     `text` never splits a character and never holds part of a stop string; it may be empty only in the last
-    output.  `token_ids` are the tokens since the previous output (several when text was held back).
+    output.  `token_ids` are the tokens since the previous output (several when text was held back, or when the request
+    has a `stream_interval`).
     `prompt_logprobs` (of all prompt tokens but the first) come once, with the first output.
     `num_output_tokens` counts sampled tokens so far, the end token included.
     """
@@ -89,6 +90,9 @@ class EngineStats:
     accepted_at: tuple[int, ...] = ()
 
 
+# A stop string in the last token's text ends it before any of these does.
+_YIELDS_TO_STOP = (None, FinishReason.LENGTH, FinishReason.STOP, FinishReason.REPETITION)
+
 Logprobs = Mapping[str, Sequence[TokenLogprob]]
 """Of a step's new tokens, in their order, by request id."""
 
@@ -125,6 +129,10 @@ class OutputAssembler:
         self.stopped_early = False
         self._detokenizer = detokenizer
         self._show_stop_token = request.params.include_stop_str_in_output
+        self._has_text = request.params.detokenize
+        self._interval = request.params.stream_interval
+        self._begun = False
+        self._text = ""
         self._wants_logprobs = request.params.logprobs is not None
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -147,27 +155,27 @@ class OutputAssembler:
                 self._logprobs.append(logprob)
             # The core ends with STOP only for an end token or a stop id, whose text is no part of the answer.
             hidden = reason is FinishReason.STOP and not self._show_stop_token
-            text = self._detokenizer.push(event.token_id, silent=hidden)
+            text = self._detokenizer.push(event.token_id, silent=hidden or not self._has_text)
         if reason is not None:
             text += self._detokenizer.flush()
         stop = self._detokenizer.stopped_by
-        if stop is not None and reason in (None, FinishReason.LENGTH, FinishReason.STOP):
+        if stop is not None and reason in _YIELDS_TO_STOP:
             self.stopped_early = reason is None
             reason, stop_reason = FinishReason.STOP, stop
-        if not text and reason is None:
+        self._text += text
+        if reason is None and (not self._text or (self._begun and len(self._token_ids) < self._interval)):
             return None
-        return self._output(text, reason, stop_reason, event.error)
+        return self._output(reason, stop_reason, event.error)
 
     def end(self, reason: FinishReason, error: str | None = None) -> Output:
         """The last Output of a request that is ended from outside (abort, a failure)."""
-        return self._output(self._detokenizer.flush(), reason, None, error)
+        self._text += self._detokenizer.flush()
+        return self._output(reason, None, error)
 
-    def _output(
-        self, text: str, reason: FinishReason | None, stop_reason: int | str | None, error: str | None
-    ) -> Output:
+    def _output(self, reason: FinishReason | None, stop_reason: int | str | None, error: str | None) -> Output:
         output = Output(
             request_id=self.request_id,
-            text=text,
+            text=self._text,
             token_ids=tuple(self._token_ids),
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
@@ -178,6 +186,8 @@ class OutputAssembler:
             stop_reason=stop_reason,
             error=error,
         )
+        self._begun = True
+        self._text = ""
         self._token_ids.clear()
         self._logprobs.clear()
         self._prompt_logprobs = None

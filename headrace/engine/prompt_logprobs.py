@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ ROWS_AT_ONCE = 64
 def wants_prompt(chunk: Chunk) -> bool:
     """Whether the chunk computes positions whose prompt log-probabilities are not known yet."""
     sequence = chunk.sequence
+    params = sequence.request.params
     return (
-        sequence.request.params.prompt_logprobs is not None
-        and len(state_of(sequence).prompt_logprobs) < sequence.num_prompt_tokens - 1
+        params.scores_prompt
+        and params.prompt_logprob_start + len(state_of(sequence).prompt_logprobs) < sequence.num_prompt_tokens - 1
     )
 
 
@@ -34,13 +37,27 @@ def collect(chunk: Chunk, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> N
     """
     sequence, start, length, *_ = chunk
     known = state_of(sequence).prompt_logprobs
+    params = sequence.request.params
+    origin, number = params.prompt_logprob_start, params.prompt_logprobs or 0
     # Not from `start`: after a preemption the prompt is computed again, but told once.
-    first, last = len(known), min(start + length, sequence.num_prompt_tokens - 1)
+    first, last = origin + len(known), min(start + length, sequence.num_prompt_tokens - 1)
     for begin in range(first, last, ROWS_AT_ONCE):
         end = min(begin + ROWS_AT_ONCE, last)
         logits = head(hidden[begin - start : end - start])
-        number = sequence.request.params.prompt_logprobs or 0
-        known += describe(logits, sequence.tokens_between(begin + 1, end + 1), [number] * (end - begin))
+        found = describe(logits, sequence.tokens_between(begin + 1, end + 1), [number] * (end - begin))
+        if (ids := params.prompt_logprob_token_ids) is not None:
+            found = [named(one, logits[i], ids[begin + i - origin]) for i, one in enumerate(found)]
+        known += found
+
+
+def named(one: TokenLogprob, logits: Tensor, ids: Sequence[int]) -> TokenLogprob:
+    """`one`, a token of the row `logits` `[vocab]`, with log-probabilities of `ids` for its alternatives, in their
+    order; -inf for an id that is negative."""
+    # The row's normaliser is what the token itself lost to it.
+    below = float(logits[one.token_id]) - one.logprob
+    values = logits[[max(token, 0) for token in ids]].tolist() if ids else []
+    told = (value - below if token >= 0 else -math.inf for token, value in zip(ids, values, strict=True))
+    return replace(one, top=tuple(zip(ids, told, strict=True)))
 
 
 def describe(logits: Tensor, tokens: Sequence[int], numbers: Sequence[int]) -> list[TokenLogprob]:

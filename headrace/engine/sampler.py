@@ -28,7 +28,7 @@ from headrace.engine.kernels import native, sampling
 from headrace.engine.kernels.sampling import GREEDY_BELOW
 from headrace.engine.masks import is_masked, mask
 from headrace.engine.outputs import TokenLogprob
-from headrace.engine.prompt_logprobs import describe
+from headrace.engine.prompt_logprobs import describe, named
 from headrace.engine.structured import GrammarFailure
 from headrace.engine.verify import Row
 
@@ -221,4 +221,7 @@ def _logprobs(raw: Tensor, sequences: Rows[Row], tokens: Rows[int], wanted: Rows
     rows = raw[list(wanted)]
     numbers = [sequences[row].request.params.logprobs or 0 for row in wanted]
     found = describe(rows, [tokens[row] for row in wanted], numbers)
+    for place, row in enumerate(wanted):
+        if ids := sequences[row].request.params.logprob_token_ids:
+            found[place] = named(found[place], raw[row], ids)
     return dict(zip(wanted, found, strict=True))

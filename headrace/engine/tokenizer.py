@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as HubTokenizer
 from headrace.core.request import SamplingParams
 from headrace.engine.chat_template import ChatTemplate
 from headrace.engine.config import EngineConfig
-from headrace.engine.detokenizer import Detokenizer
+from headrace.engine.detokenizer import NO_MARKS, Detokenizer
 from headrace.engine.model_files import read_json
 from headrace.engine.structured import Grammar, GrammarCompiler
 from headrace.errors import ConfigError, InvalidRequest
@@ -66,6 +66,7 @@ class Tokenizer:
         self.num_tokens = self._hub.get_vocab_size(with_added_tokens=True)
         self.vocab_size = self.num_tokens if vocab_size is None else vocab_size
         added = self._hub.get_added_tokens_decoder()
+        self._added = {token_id: str(token.content) for token_id, token in added.items()}
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.special_tokens = _special_tokens(directory)
         self.eos_token_ids = self._eos_token_ids(model_directory or directory)
@@ -127,10 +128,9 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
-    @property
-    def shows_tools(self) -> bool:
-        """Whether the chat template reads `tools`: else the model would never hear of them."""
-        return self._template is not None and self._template.reads("tools")
+    def template_reads(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable: else the model would never hear of it."""
+        return self._template is not None and self._template.reads(variable)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -153,6 +153,8 @@ class Tokenizer:
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
+            # As in vLLM: where special tokens are left out there is nothing to join.
+            marks=NO_MARKS if params.skip_special_tokens or params.spaces_between_special_tokens else self._added,
         )
 
     def _decode_all(self, ids: Sequence[int]) -> str:

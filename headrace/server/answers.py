@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
 Ids = list[Count]
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "repetition"]
 
 
 class Answer(BaseModel):
@@ -48,6 +48,8 @@ class PromptLogprob(Answer):
 
 
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
+PromptScores = list[list[float]]
+"""One row a scored token of the prompt: log-probabilities of the ids that were asked for, -9999 for the id -1."""
 
 
 # --- completions ------------------------------------------------------------------------------------------------------
@@ -69,6 +71,7 @@ class CompletionChoice(Answer):
     finish_reason: FinishReason
     stop_reason: int | str | None
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_id_logprobs: PromptScores | None = None
     token_ids: Ids | None = None
     prompt_token_ids: Ids | None = None
 
@@ -157,6 +160,7 @@ class ChatCompletion(Answer):
     choices: Annotated[list[ChatChoice], Field(min_length=1)]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_id_logprobs: PromptScores | None = None
     prompt_token_ids: Ids | None = None
 
 

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from headrace.errors import InvalidRequest
-from headrace.server.base_body import StrictBody
-from headrace.server.constraints import ConstraintFields
+from headrace.server.base_body import StrictBody, conflict, refusal
+from headrace.server.extension_fields import ExtensionFields
 from headrace.server.fields import known_fields
 from headrace.server.tool_bodies import MAX_CALLS, MAX_TOOLS, NO_JSON, NamedChoice, Tool, ToolCall
 
@@ -32,6 +31,8 @@ MAX_BAD_WORD_CHARS = 256
 MAX_NAME_CHARS = 512
 MAX_ARGUMENTS = 32
 MAX_ARGUMENT_CHARS = 4096
+MAX_DOCUMENTS = 128
+MAX_DOCUMENT_CHARS = 65_536
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
@@ -95,6 +96,24 @@ TemplateArguments = Annotated[
 ]
 
 
+# Title and text, usually: which keys it has is between client and template.
+Document = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")],
+        Annotated[str, Field(max_length=MAX_DOCUMENT_CHARS)],
+    ],
+    Field(max_length=MAX_ARGUMENTS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$"},
+            "additionalProperties": {"type": "string", "maxLength": MAX_DOCUMENT_CHARS},
+            "maxProperties": MAX_ARGUMENTS,
+        }
+    ),
+]
+
+
 class StreamOptions(StrictBody):
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -121,7 +140,7 @@ class Message(StrictBody):
             if name in cls.model_fields:
                 kept[name] = item
             elif item is not None and item != []:  # `tool_calls: []`, `refusal: null` as clients send them back
-                raise _refusal(f"the field `{str(name)[:64]}` of a message is not supported")
+                raise refusal(f"the field `{str(name)[:64]}` of a message is not supported")
         return kept
 
     @field_validator("content", mode="before")
@@ -132,15 +151,15 @@ class Message(StrictBody):
         for part in value:
             kind = part.get("type") if isinstance(part, dict) else None
             if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str) or len(part) != 2:
-                raise _refusal('only text parts are supported: {"type": "text", "text": "…"}')
+                raise refusal('only text parts are supported: {"type": "text", "text": "…"}')
         return "\n".join(part["text"] for part in value)
 
     @model_validator(mode="after")
     def _has_content(self) -> Message:
         if self.tool_calls and self.role != "assistant":
-            raise _conflict("only the assistant makes tool calls", "tool_calls")
+            raise conflict("only the assistant makes tool calls", "tool_calls")
         if self.content is None and not self.tool_calls:
-            raise _conflict("`content` of a message is missing", "content")
+            raise conflict("`content` of a message is missing", "content")
         return self
 
     def for_template(self) -> dict[str, Any]:
@@ -154,7 +173,7 @@ class Message(StrictBody):
         return message
 
 
-class SamplingFields(ConstraintFields):
+class SamplingFields(ExtensionFields):
     """What completions and chat have in common.  None means: the model's own default, then vLLM's."""
 
     model: _Name | None = None
@@ -205,12 +224,37 @@ class SamplingFields(ConstraintFields):
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
-            raise _conflict("`stream_options` is allowed only with `stream: true`", "stream_options")
+            raise conflict("`stream_options` is allowed only with `stream: true`", "stream_options")
         if self.prompt_logprobs is not None and self.stream:
-            raise _conflict(
+            raise conflict(
                 "`prompt_logprobs` come with whole answers only; leave out `stream: true`", "prompt_logprobs"
             )
+        if self.prompt_logprob_token_ids is not None:
+            if self.stream:
+                raise conflict(
+                    "`prompt_logprob_token_ids` come with whole answers only; leave out `stream: true`",
+                    "prompt_logprob_token_ids",
+                )
+            if self.prompt_logprobs is not None:
+                raise conflict(
+                    "`prompt_logprobs` and `prompt_logprob_token_ids` exclude each other", "prompt_logprob_token_ids"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _best_of_more(self) -> SamplingFields:
+        if self.best_of is not None and self.best_of < self.n:
+            raise conflict(f"`best_of` ({self.best_of}) must be at least `n` ({self.n})", "best_of")
+        if self.num_sequences > self.n and self.stream:
+            raise conflict(
+                "the best of several answers is known at their end only; leave out `stream: true`", "best_of"
+            )
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        """How many are generated for a prompt."""
+        return self.n if self.best_of is None else self.best_of
 
 
 class CompletionBody(SamplingFields):
@@ -234,11 +278,13 @@ class ChatBody(SamplingFields):
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool = True
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    documents: Annotated[list[Document], Field(default_factory=list, max_length=MAX_DOCUMENTS)]
 
     @model_validator(mode="after")
     def _continues_or_begins(self) -> ChatBody:
         if self.continue_final_message and self.add_generation_prompt:
-            raise _conflict("`continue_final_message` needs `add_generation_prompt: false`", "continue_final_message")
+            raise conflict("`continue_final_message` needs `add_generation_prompt: false`", "continue_final_message")
         return self
 
     @property
@@ -262,16 +308,6 @@ class DetokenizeBody(StrictBody):
 
 
 _CODES = {"conflict": "conflicting_fields", NO_JSON: "invalid_json"}
-
-
-def _refusal(text: str) -> PydanticCustomError:
-    """A value that its field cannot have."""
-    return PydanticCustomError("refused", "{text}", {"text": text})
-
-
-def _conflict(text: str, field: str) -> PydanticCustomError:
-    """A value that is good by itself, but not beside the others; `field` is to blame."""
-    return PydanticCustomError("conflict", "{text}", {"text": text, "field": field})
 
 
 def parse(model: type[Body], body: Mapping[str, Any]) -> Body:

@@ -79,7 +79,7 @@ async def _generate(
             "Received request %s: sequences: %d, prompt tokens: %d, params: %s",
             generation.request_id,
             len(generation.requests),
-            sum(len(r.prompt_token_ids) for r in generation.requests[:: generation.n]),
+            sum(len(r.prompt_token_ids) for r in generation.requests[:: generation.num_sequences]),
             first.params,
         )
     headers = {"X-Request-Id": generation.request_id}

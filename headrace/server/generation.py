@@ -29,6 +29,7 @@ class Running:
         self._engine = service.engine
         self._requests = generation.requests if generation.needs_engine else ()
         self._n = generation.n
+        self._per_prompt = generation.num_sequences
         self._live: set[int] = set()
         self._pumps: list[asyncio.Task[None]] = []
         self._streams: list[AsyncIterator[Output]] = []
@@ -99,8 +100,8 @@ class Running:
             aclose = getattr(stream, "aclose", None)
             if aclose is not None:
                 await aclose()
-        for start in range(0, len(self._requests), self._n):
-            self._service.metrics.answered(self._n, max(self._tokens[start : start + self._n]))
+        for start in range(0, len(self._requests), self._per_prompt):
+            self._service.metrics.answered(self._n, max(self._tokens[start : start + self._per_prompt]))
 
 
 async def _pump(

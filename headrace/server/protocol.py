@@ -13,6 +13,7 @@ from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
 from headrace.server.constraints import Constraint, constraint_of
 from headrace.server.options import ServerOptions
+from headrace.server.prompt_fields import cut, documents_of, effort_of, num_answer_logprobs
 from headrace.server.reading import Reading
 from headrace.server.reasoning import CLOSE
 from headrace.server.sampling import sampling_params
@@ -30,6 +31,8 @@ RESERVED = ("messages", "add_generation_prompt", "tools", "documents")  # a temp
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One API request as the engine sees it: `n` sequences for each prompt, in the order of the choices.
+
+    `best_of` above `n` means that so many are generated, and the likeliest `n` are answered.
 
     `echo` holds the text of each prompt when it was asked for; with `only_echo` nothing else is answered.
     `num_logprobs` is the number of alternatives per token (with `echo` also per token of the prompt),
@@ -54,10 +57,17 @@ class Generation:
     tokens_as_ids: bool = False
     returns_ids: bool = False
     reading: Reading | None = None
+    best_of: int = 0
+    scores_ids: bool = False
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of a prompt."""
+        return max(self.n, self.best_of)
 
     @property
     def num_prompts(self) -> int:
-        return len(self.requests) // self.n
+        return len(self.requests) // self.num_sequences
 
     @property
     def needs_engine(self) -> bool:
@@ -66,7 +76,7 @@ class Generation:
 
     def echo_of(self, index: int) -> str:
         """What choice `index` repeats before its own text."""
-        return "" if self.echo is None else self.echo[index // self.n]
+        return "" if self.echo is None else self.echo[index // self.num_sequences]
 
 
 def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Generation:
@@ -81,9 +91,13 @@ def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Genera
         else checked_ids(prompt, tokenizer, "prompt")
         for prompt in prompts
     ]
+    kept = [cut(ids, body, body.max_tokens, engine.config.max_model_len) for ids in token_ids]
     echo = None
     if body.echo:
-        echo = tuple(p if isinstance(p, str) else tokenizer.decode(p, skip_special_tokens=False) for p in prompts)
+        echo = tuple(
+            prompt if isinstance(prompt, str) and ids is whole else tokenizer.decode(ids, skip_special_tokens=False)
+            for prompt, whole, ids in zip(prompts, token_ids, kept, strict=True)
+        )
     default = engine.sampling_defaults.get("max_tokens", SamplingParams().max_tokens)
     max_tokens = default if body.max_tokens is None else body.max_tokens
     return _generation(
@@ -91,9 +105,9 @@ def completion(body: CompletionBody, model: str, engine: ServedEngine) -> Genera
         model,
         engine,
         "cmpl",
-        token_ids,
+        kept,
         max_tokens=max_tokens,
-        num_logprobs=body.logprobs,
+        num_logprobs=num_answer_logprobs(body, body.logprobs),
         grammar=_grammar(body, engine, constraint_of(body)),
         echo=echo,
     )
@@ -114,21 +128,24 @@ def chat(body: ChatBody, model: str, engine: ServedEngine, options: ServerOption
         tokenizer,
         body.add_generation_prompt,
         body.tools,
-        arguments=body.chat_template_kwargs or {},
+        documents=documents_of(body, tokenizer),
+        arguments={**effort_of(body, tokenizer), **(body.chat_template_kwargs or {})},
         continues=body.continue_final_message,
     )
     reading = reading_of(body, options, prompt)
     behind = CLOSE if reading is not None and reading.begins_inside else ""
-    max_tokens = limits.pop() if limits else engine.sampling_defaults.get("max_tokens")
+    explicit = limits.pop() if limits else None
+    max_tokens = engine.sampling_defaults.get("max_tokens") if explicit is None else explicit
+    # Special tokens come from the template, hence normally not from the tokenizer.
+    ids = tokenizer.encode(prompt, body.add_special_tokens)
     return _generation(
         body,
         model,
         engine,
         "chatcmpl",
-        # Special tokens come from the template, hence normally not from the tokenizer.
-        [tokenizer.encode(prompt, body.add_special_tokens)],
+        [cut(ids, body, explicit, engine.config.max_model_len)],
         max_tokens=max_tokens,
-        num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        num_logprobs=num_answer_logprobs(body, body.top_logprobs or (0 if body.logprobs else None)),
         grammar=_grammar(body, engine, constraint, behind),
         reading=reading,
     )
@@ -140,6 +157,7 @@ def chat_text(
     add_generation_prompt: bool,
     tools: Sequence[Tool] = (),
     *,
+    documents: Sequence[Mapping[str, str]] = (),
     arguments: Mapping[str, Any] = NO_ARGUMENTS,
     continues: bool = False,
 ) -> str:
@@ -150,7 +168,9 @@ def chat_text(
     plain = [message.for_template() for message in messages]
     if continues:
         plain[-1]["content"] += _MARK
-    variables = {"tools": [tool.for_template() for tool in tools]} if tools else {}
+    variables: dict[str, Any] = {"tools": [tool.for_template() for tool in tools]} if tools else {}
+    if documents:
+        variables["documents"] = list(documents)
     if taken := sorted(arguments.keys() & {*RESERVED, *tokenizer.special_tokens}):
         raise InvalidRequest(
             f"`chat_template_kwargs` may not set `{taken[0]}`, which the server gives the template.",
@@ -219,16 +239,24 @@ def _generation(
             param="priority",
             code="unsupported_parameter",
         )
-    request_id = f"{prefix}-{uuid.uuid4().hex}"
+    request_id = f"{prefix}-{body.request_id or uuid.uuid4().hex}"
     scores_echo = echo is not None and num_logprobs is not None
-    base = sampling_params(body, engine, num_logprobs, scores_prompt=scores_echo)
+    if scores_echo and body.prompt_logprob_token_ids is not None:
+        raise InvalidRequest(
+            "`prompt_logprob_token_ids` cannot be used together with `echo` and `logprobs`.",
+            param="prompt_logprob_token_ids",
+        )
+    best_of = body.num_sequences
+    needed = 0 if num_logprobs is None and best_of > body.n else num_logprobs  # the likeliest are to be found
+    base = sampling_params(body, engine, needed, scores_prompt=scores_echo)
     only_echo = echo is not None and max_tokens == 0
-    if only_echo and scores_echo:
+    asks_prompt = body.prompt_logprobs is not None or body.prompt_logprob_token_ids is not None
+    if only_echo and (scores_echo or asks_prompt):
         max_tokens = 1  # the engine has to compute the prompt, and that gives a token; it is not shown
     requests: list[Request] = []
     for ids in prompts:
         params = _with_length(base, ids, max_tokens, engine.config.max_model_len, body, only_echo=only_echo)
-        for i in range(body.n):
+        for i in range(best_of):
             requests.append(
                 Request(
                     request_id=f"{request_id}-{len(requests)}",
@@ -260,6 +288,8 @@ def _generation(
         tokens_as_ids=body.return_tokens_as_token_ids,
         returns_ids=body.return_token_ids,
         reading=reading,
+        best_of=best_of,
+        scores_ids=body.prompt_logprob_token_ids is not None,
     )
 
 
@@ -293,6 +323,14 @@ def _with_length(
     least = 0 if only_echo else 1
     if explicit and max_tokens is not None and max_tokens < least:
         raise InvalidRequest(f"`max_tokens` must be at least 1, got {max_tokens}.", param="max_tokens")
+    if (ids := params.prompt_logprob_token_ids) is not None:
+        rows = max(0, len(prompt) - 1 - params.prompt_logprob_start)
+        if len(ids) != rows:
+            raise InvalidRequest(
+                f"`prompt_logprob_token_ids` needs one row for each scored token of the prompt, {rows} of "
+                f"{len(prompt)}, and has {len(ids)}.",
+                param="prompt_logprob_token_ids",
+            )
     room = max_model_len - len(prompt)
     wanted = max_tokens if explicit and max_tokens is not None else least
     if wanted > room:

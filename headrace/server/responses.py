@@ -19,9 +19,11 @@ class Usage:
     """Tokens so far.  The prompt of n sequences counts once; the end token counts as generated."""
 
     def __init__(self, generation: Generation) -> None:
-        self._n = generation.n
+        self._n = generation.num_sequences
         self._hides_output = generation.only_echo
-        self._prompt = sum(len(request.prompt_token_ids) for request in generation.requests[:: generation.n])
+        self._prompt = sum(
+            len(request.prompt_token_ids) for request in generation.requests[:: generation.num_sequences]
+        )
         self._cached = [0] * len(generation.requests)
         self._output = [0] * len(generation.requests)
 
@@ -107,6 +109,10 @@ class LogprobForms:
             )
         return positions
 
+    def scores(self, logprobs: Sequence[TokenLogprob]) -> list[list[float]]:
+        """vLLM's `prompt_token_id_logprobs`: a row for each scored token, a column for each id that was asked for."""
+        return [[max(value, LOWEST_LOGPROB) for _, value in item.top] for item in logprobs]
+
     def _name(self, token_id: int) -> str:
         """A token's text, or with `return_tokens_as_token_ids` the id, which tells equal texts apart."""
         return f"token_id:{token_id}" if self._generation.tokens_as_ids else self._tokenizer.token_text(token_id)
@@ -150,14 +156,27 @@ class WholeAnswer:
             "object": "chat.completion" if generation.chat else "text_completion",
             "created": generation.created,
             "model": generation.model,
-            "choices": [self._choice(index) for index in range(len(generation.requests))],
+            "choices": [{**self._choice(index), "index": place} for place, index in enumerate(self._kept())],
             "usage": self._usage.as_json(),
         }
         if generation.chat and generation.num_prompt_logprobs is not None:
             answer["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[0] or ())
+        if generation.chat and generation.scores_ids:
+            answer["prompt_token_id_logprobs"] = self._forms.scores(self._prompt_logprobs[0] or ())
         if generation.chat and generation.returns_ids:
             answer["prompt_token_ids"] = list(generation.requests[0].prompt_token_ids)
         return answer
+
+    def _kept(self) -> list[int]:
+        """The sequences that are answered: with `best_of` the likeliest of each prompt, as in older vLLM by the sum of
+        their tokens' log-probabilities."""
+        generation, kept = self._generation, []
+        for first in range(0, len(generation.requests), generation.num_sequences):
+            own = list(range(first, first + generation.num_sequences))
+            if generation.num_sequences > generation.n:
+                own.sort(key=lambda index: -sum(item.logprob for item in self._logprobs[index]))
+            kept += own[: generation.n]
+        return kept
 
     def _choice(self, index: int) -> dict[str, Any]:
         generation, end = self._generation, self._ends[index]
@@ -181,6 +200,8 @@ class WholeAnswer:
                 choice["logprobs"] = self._forms.completion(index, whole, 0)[0]
             if generation.num_prompt_logprobs is not None:
                 choice["prompt_logprobs"] = self._forms.prompt(self._prompt_logprobs[index] or ())
+            if generation.scores_ids:
+                choice["prompt_token_id_logprobs"] = self._forms.scores(self._prompt_logprobs[index] or ())
         if generation.returns_ids:
             choice["token_ids"] = self._token_ids[index]
             if not generation.chat:

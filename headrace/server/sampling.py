@@ -25,6 +25,9 @@ def sampling_params(
     _check_ids(body.stop_token_ids, "stop_token_ids", vocab_size)
     _check_ids(biases, "logit_bias", vocab_size)
     _check_ids(body.allowed_token_ids or (), "allowed_token_ids", vocab_size)
+    _check_ids(body.logprob_token_ids or (), "logprob_token_ids", vocab_size)
+    for row in body.prompt_logprob_token_ids or ():
+        _check_ids(row, "prompt_logprob_token_ids", vocab_size)
 
     def chosen(name: str) -> Any:
         given = getattr(body, name)
@@ -52,7 +55,17 @@ def sampling_params(
         bad_words_token_ids=engine.tokenizer.spellings(body.bad_words) if body.bad_words else (),
         prompt_logprobs=max(wanted, default=None),
         skip_reading_prefix_cache=body.skip_reading_prefix_cache,
+        repetition_detection=None if body.repetition_detection is None else body.repetition_detection.rule,
+        stream_interval=body.stream_interval,
+        spaces_between_special_tokens=body.spaces_between_special_tokens,
+        logprob_token_ids=tuple(body.logprob_token_ids or ()),
+        prompt_logprob_token_ids=_rows(body.prompt_logprob_token_ids),
+        prompt_logprob_start=body.prompt_logprob_start,
     )
+
+
+def _rows(ids: list[list[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    return None if ids is None else tuple(map(tuple, ids))
 
 
 def _check_ids(ids: Iterable[int], param: str, vocab_size: int) -> None:

@@ -38,7 +38,7 @@ def check_tools(body: ChatBody, options: ServerOptions, tokenizer: Tokenizer) ->
             param="tool_choice",
             code="unsupported_parameter",
         )
-    if choice != "none" and not tokenizer.shows_tools:
+    if choice != "none" and not tokenizer.template_reads("tools"):
         raise InvalidRequest(
             "`tools` are not supported: this model's chat template does not show them to the model;"
             " start the server with a --chat-template that does.",

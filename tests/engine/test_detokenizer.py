@@ -191,3 +191,15 @@ def test_a_silent_token_counts_but_shows_nothing() -> None:
     assert detokenizer.push(ord("a")) == "a"
     assert detokenizer.push(ord("x"), silent=True) == ""
     assert detokenizer.stopped_by is None
+
+
+def test_special_tokens_are_joined_without_spaces_on_demand() -> None:
+    """A decoder that puts a space before every token: between two special tokens it is left out, elsewhere it stays."""
+    words = {1: "<a>", 2: "<b>", 3: "word"}
+
+    def text_of(marks: dict[int, str]) -> str:
+        detokenizer = Detokenizer(lambda ids: " ".join(words[token] for token in ids), marks=marks)
+        return "".join(detokenizer.push(token) for token in (3, 1, 2, 1, 3, 3)) + detokenizer.flush()
+
+    assert text_of({}) == "word <a> <b> <a> word word"
+    assert text_of({1: "<a>", 2: "<b>"}) == "word <a><b><a> word word"

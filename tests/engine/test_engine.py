@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from engine_world import CONFIG, LetterTokenizer, ScriptedRunner, config, request
 
+from headrace.core.repetition import RepetitionDetection
 from headrace.core.request import FinishReason, Request, SamplingParams
 from headrace.core.scheduler import Speculation
 from headrace.engine.config import EngineArgs, resolve
@@ -125,3 +126,35 @@ def test_settings_change_the_speed_and_never_the_answer(tiny: Path, args: dict[s
 
 def test_the_seed_makes_the_weights(tiny: Path) -> None:
     assert real_texts(tiny, seed=1) != real_texts(tiny)
+
+
+def pieces(**params: object) -> list[tuple[str, int]]:
+    """Text and number of tokens of each output of one request."""
+    told: list[tuple[str, int]] = []
+    asked = [request(**params)]
+    generate(
+        Engine(CONFIG, ScriptedRunner()),
+        LetterTokenizer(),  # type: ignore[arg-type]
+        asked,
+        on_output=lambda output: told.append((output.text, len(output.token_ids))),
+    )
+    return told
+
+
+def test_a_stream_interval_gathers_tokens_behind_the_first() -> None:
+    assert pieces(max_tokens=6) == [(letter, 1) for letter in "abcdef"]
+    assert pieces(max_tokens=6, stream_interval=2) == [("a", 1), ("bc", 2), ("de", 2), ("f", 1)]
+    assert pieces(max_tokens=6, stream_interval=99) == [("a", 1), ("bcdef", 5)]
+    assert pieces(max_tokens=6, stream_interval=99, stop=("d",)) == [("a", 1), ("bc", 3)]
+
+
+def test_an_answer_that_is_not_decoded_has_its_tokens() -> None:
+    assert pieces(max_tokens=4, detokenize=False) == [("", 4)]
+
+
+def test_an_answer_that_repeats_itself_ends_and_says_so() -> None:
+    rule = RepetitionDetection(max_pattern_size=3, min_count=2)
+    runner = ScriptedRunner(lambda row: ord("xyzyz"[row.num_output_tokens % 5]))
+    (output,) = generate(Engine(CONFIG, runner), LetterTokenizer(), [request(max_tokens=9, repetition_detection=rule)])  # type: ignore[arg-type]
+    assert (output.text, output.finish_reason) == ("xyzyz", FinishReason.REPETITION)
+    assert output.stop_reason == "repetition_detected"

@@ -70,8 +70,11 @@ class ByteBpe:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    shows_tools = True
     special_tokens: Mapping[str, str] = {}
+    read_by_template = frozenset({"tools"})
+
+    def template_reads(self, variable: str) -> bool:
+        return variable in self.read_by_template
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

@@ -165,10 +165,10 @@ async def test_what_the_server_was_not_started_for_is_refused() -> None:
         )
         assert "guided_regex" in error_of(response)["message"]
     engine = ScriptedEngine()
-    engine.tokenizer.shows_tools = False
+    engine.tokenizer.read_by_template = frozenset()
     try:
         async with serving(engine, HERMES) as served:
             with pytest.raises(openai.BadRequestError, match="template"):
                 await served.openai.chat.completions.create(**ASK, tools=TOOLS)
     finally:
-        del engine.tokenizer.shows_tools
+        del engine.tokenizer.read_by_template
