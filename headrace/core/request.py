@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from headrace.core.repetition import RepetitionDetection
+from headrace.core.thinking import ThinkingBudget
 
 GRAMMAR_FAILED = "the output's grammar is too complex: "
 """How the error of a sequence begins whose grammar could not be followed: the caller's fault, not the model's."""
@@ -65,6 +66,7 @@ class SamplingParams:
     logprob_token_ids: tuple[int, ...] = ()
     prompt_logprob_token_ids: tuple[tuple[int, ...], ...] | None = None
     prompt_logprob_start: int = 0
+    thinking: ThinkingBudget | None = None
 
     @property
     def scores_prompt(self) -> bool:

@@ -12,6 +12,7 @@ import llguidance
 import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
+from headrace.engine.structural_tags import grammars_of
 from headrace.errors import InvalidRequest
 
 MAX_DEPTH = 64
@@ -37,23 +38,32 @@ def open_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence
 def compile_grammar(tokenizer: llguidance.LLTokenizer, kind: str, text: str) -> llguidance.LLMatcher:
     """A matcher at the beginning of its grammar.  Raises InvalidRequest."""
     try:
-        source = source_of(kind, text)
+        sources = sources_of(kind, text)
     except InvalidRequest:
         raise
     except Exception as error:
         raise InvalidRequest(first_line(str(error))) from None
     limits = llguidance.LLParserLimits(**_LIMITS)
-    compiled = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits)
+    for source in sources:
+        compiled = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits)
+        if not compiled.is_error():
+            break
     try_out(compiled)
     return compiled
 
 
-def source_of(kind: str, text: str) -> str:
-    """The grammar in llguidance's own form."""
+def sources_of(kind: str, text: str) -> list[str]:
+    """The grammar in llguidance's own form, several when only the tokenizer can tell which of them is meant."""
+    if kind in ("json", "structural_tag") and _depth(text) > MAX_DEPTH:
+        raise InvalidRequest(f"it is nested deeper than {MAX_DEPTH} levels")
+    if kind == "structural_tag":
+        return [str(llguidance.LLMatcher.grammar_from_lark(each)) for each in grammars_of(text, _JSON_OPTIONS)]
+    return [_source_of(kind, text)]
+
+
+def _source_of(kind: str, text: str) -> str:
     matcher = llguidance.LLMatcher
     if kind == "json":
-        if _depth(text) > MAX_DEPTH:
-            raise InvalidRequest(f"it is nested deeper than {MAX_DEPTH} levels")
         return str(matcher.grammar_from_json_schema(text, overrides=_JSON_OPTIONS))
     if kind == "regex":
         return str(matcher.grammar_from_regex(text))

@@ -1,6 +1,7 @@
 """Which tokens a request may not produce next, and which it likes more: applied to its logits before sampling.
 
-In this order, as in vLLM: the grammar, allowed token ids, bad words, end tokens before `min_tokens`, logit bias.
+In this order, as in vLLM: the grammar, allowed token ids, bad words, end tokens before `min_tokens`, logit bias; and a
+spent thinking budget leaves the closing mark alone, unless a grammar holds already.
 A later rule that would forbid everything that is left does not apply: a bad word that is the only way on is said.
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from headrace.core.request import SamplingParams
+from headrace.core.thinking import ThinkingBudget, Thought
 from headrace.engine.structured import Grammar, Matcher
 from headrace.engine.verify import Ahead, Row
 
@@ -26,6 +28,7 @@ class SamplingState:
 
     matcher: Matcher | None = None
     allowed: Tensor | None = None
+    thought: Thought | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
 
@@ -45,6 +48,7 @@ def is_masked(sequence: Row) -> bool:
         or params.logit_bias
         or params.allowed_token_ids
         or params.bad_words_token_ids
+        or params.thinking is not None
         or sequence.num_output_tokens < params.min_tokens
     )
 
@@ -52,10 +56,9 @@ def is_masked(sequence: Row) -> bool:
 def mask(logits: Tensor, sequence: Row) -> None:
     """Apply the rules of one request to its row `[vocab]`, in place.  Raises GrammarFailure."""
     params = sequence.request.params
-    if sequence.request.grammar is not None:
-        allowed = _allowed_by_grammar(sequence)
-        if allowed is not None:
-            logits.masked_fill_(~allowed, -torch.inf)
+    allowed = None if sequence.request.grammar is None else _allowed_by_grammar(sequence)
+    if allowed is not None:
+        logits.masked_fill_(~allowed, -torch.inf)
     if params.allowed_token_ids:
         _keep_only(logits, sequence, params)
     if params.bad_words_token_ids:
@@ -65,6 +68,9 @@ def mask(logits: Tensor, sequence: Row) -> None:
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         logits[list(ids)] += torch.tensor(values)
+    if params.thinking is not None and allowed is None and _has_thought_enough(sequence, params.thinking):
+        logits.fill_(-torch.inf)
+        logits[params.thinking.close_id] = 0.0
 
 
 def forget_drafts(sequence: Row) -> None:
@@ -86,6 +92,14 @@ def _allowed_by_grammar(sequence: Row) -> Tensor | None:
     if isinstance(sequence, Ahead) and not state.matcher.takes(output):
         return None  # its last draft is wrong already, so nobody will ask what follows it
     return state.matcher.allowed(output)
+
+
+def _has_thought_enough(sequence: Row, budget: ThinkingBudget) -> bool:
+    state = state_of(sequence)
+    thought = budget.follow(state.thought or budget.start(), sequence.output_token_ids)
+    if not isinstance(sequence, Ahead):  # drafts may be wrong: they are read again
+        state.thought = thought
+    return budget.is_spent(thought)
 
 
 def _keep_only(logits: Tensor, sequence: Row, params: SamplingParams) -> None:

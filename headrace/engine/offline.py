@@ -222,7 +222,7 @@ class LLM:
                     param="prompt_logprob_token_ids",
                 )
         room = max(1, self.config.max_model_len - len(ids))
-        core = params.translated(self._tokenizer, room)
+        core = params.translated(self._tokenizer, ids, room)
         grammar = self._grammar(params)
         asked = _Asked(request_id, text, params)
         for index in range(params.num_sequences):

@@ -10,13 +10,15 @@ from typing import Any, Protocol
 
 from headrace.core import request as core
 from headrace.core.repetition import RepetitionDetection
+from headrace.core.thinking import ThinkingBudget
 from headrace.errors import InvalidRequest
 
 MAX_N = 16_384  # vLLM's
 MAX_SEED = 1 << 63
 MAX_NAMED_IDS = 128  # vLLM's
 MAX_PATTERN = 256
-_STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
+THINKING_MARKS = ("<think>", "</think>")
+_STRUCTURES = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
 class RequestOutputKind(Enum):
@@ -32,6 +34,7 @@ class Speller(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+    def token_id(self, text: str) -> int | None: ...
     def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]: ...
 
 
@@ -42,7 +45,7 @@ class SamplingParams:
     `temperature` 0 is greedy, `top_k` 0 or -1 and `top_p` 1 switch the filter off, `max_tokens` None means as long as
     the model's context.  `n` sequences of a seeded request have the seeds seed, seed + 1, ….
     `structured_outputs` is vLLM's StructuredOutputsParams as a mapping: exactly one of json (a schema), regex, choice,
-    grammar, json_object.  With `best_of` above `n` so many are generated and the likeliest `n` come back.
+    grammar, json_object, structural_tag.  With `best_of` above `n` many are generated and the likeliest `n` come back.
     `stream_interval` and `output_kind` are taken as vLLM's programs give them: whole answers do not depend on them.
     Raises InvalidRequest.
     """
@@ -82,6 +85,7 @@ class SamplingParams:
     prompt_logprob_token_ids: Sequence[Sequence[int]] | None = None
     prompt_logprob_start: int = 0
     flat_logprobs: bool = False
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, MAX_N)
@@ -139,6 +143,8 @@ class SamplingParams:
             raise InvalidRequest(
                 "`prompt_logprobs` and `prompt_logprob_token_ids` exclude each other.", param="prompt_logprobs"
             )
+        if self.thinking_token_budget is not None:
+            _whole("thinking_token_budget", self.thinking_token_budget, -1, 1 << 31)
         _ = self.repetition_rule
 
     @property
@@ -190,12 +196,25 @@ class SamplingParams:
             )
         if kind == "json_object":
             return "json", '{"type": "object"}'
-        if kind in ("json", "choice") and not isinstance(value, str):
+        if kind in ("json", "choice", "structural_tag") and not isinstance(value, str):
             return kind, json.dumps(value, ensure_ascii=False)
         return kind, str(value)
 
-    def translated(self, tokenizer: Speller, max_tokens: int) -> core.SamplingParams:
-        """For one sequence; `max_tokens` is what `max_tokens` None stands for."""
+    def _thinking(self, tokenizer: Speller, prompt: Sequence[int]) -> ThinkingBudget | None:
+        """`thinking_token_budget` for one prompt; -1 is no bound."""
+        tokens = self.thinking_token_budget
+        if tokens is None or tokens < 0:
+            return None
+        opening, closing = (tokenizer.token_id(mark) for mark in THINKING_MARKS)
+        if opening is None or closing is None:
+            raise InvalidRequest(
+                f"`thinking_token_budget` needs a model with the tokens {' and '.join(THINKING_MARKS)}.",
+                param="thinking_token_budget",
+            )
+        return ThinkingBudget.behind(prompt, tokens, opening, closing)
+
+    def translated(self, tokenizer: Speller, prompt: Sequence[int], max_tokens: int) -> core.SamplingParams:
+        """For one sequence that answers `prompt`; `max_tokens` is what `max_tokens` None stands for."""
         biases = dict(self.logit_bias or {})
         for name, ids in (
             ("stop_token_ids", self.stop_token_ids or ()),
@@ -233,6 +252,7 @@ class SamplingParams:
             logprob_token_ids=tuple(self.logprob_token_ids or ()),
             prompt_logprob_token_ids=self._scored_ids(tokenizer.vocab_size),
             prompt_logprob_start=self.prompt_logprob_start,
+            thinking=self._thinking(tokenizer, prompt),
         )
 
     @property

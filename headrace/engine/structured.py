@@ -116,7 +116,7 @@ class GrammarCompiler:
 
     def compile(self, kind: str, text: str) -> Grammar:
         """The grammar of `text`: a JSON schema ("json"), a regular expression ("regex"), a JSON list of answers
-        ("choice"), or a grammar in Lark's or GBNF's notation ("grammar").
+        ("choice"), a grammar in Lark's or GBNF's notation ("grammar"), or a structural tag in JSON ("structural_tag").
 
         Raises InvalidRequest for what is no grammar, accepts nothing, or is too large.
         """

@@ -98,6 +98,11 @@ class Tokenizer:
         """The text of one token by itself; part of a character shows as U+FFFD."""
         return self.decode([token_id], skip_special_tokens=False)
 
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is exactly `text`, or None."""
+        found: int | None = self._hub.token_to_id(text)
+        return None if found is None or found >= self.vocab_size else found
+
     def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each word at the start of a text and after a space, for `bad_words_token_ids`.
 

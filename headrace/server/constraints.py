@@ -14,6 +14,8 @@ from headrace.server.state import ServedEngine
 
 MAX_CHARACTERS = 65_536
 MAX_CHOICES = 512
+MAX_STRUCTURES = 128
+MAX_MARK = 1024
 
 Schema = Annotated[dict[str, Any], Field(description="a JSON schema")]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
@@ -29,9 +31,23 @@ class JsonSchemaFormat(StrictBody):
     strict: bool | None = None  # constrained decoding is always strict
 
 
+class Structure(StrictBody):
+    begin: Annotated[str, Field(min_length=1, max_length=MAX_MARK)]
+    schema_: Annotated[Schema, Field(alias="schema")]
+    end: Annotated[str, Field(max_length=MAX_MARK)]
+
+
 class ResponseFormat(StrictBody):
-    type: Literal["text", "json_object", "json_schema"]
+    """`structures` with `triggers`, or vLLM's newer `format`, belong to type "structural_tag"."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
+    structures: Annotated[list[Structure], Field(max_length=MAX_STRUCTURES)] | None = None
+    triggers: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_MARK)]], Field(max_length=MAX_STRUCTURES)]
+        | None
+    ) = None
+    format: dict[str, Any] | None = None
 
 
 class StructuredOutputs(StrictBody):
@@ -42,6 +58,7 @@ class StructuredOutputs(StrictBody):
     choice: Choices | None = None
     grammar: Text | None = None
     json_object: Literal[True] | None = None
+    structural_tag: Text | None = None
 
 
 class ConstraintFields(StrictBody):
@@ -104,6 +121,14 @@ def _response_format(body: ConstraintFields) -> list[Constraint]:
         return []
     if wanted.type == "json_object":
         return [Constraint("json", '{"type": "object"}', "response_format")]
+    if wanted.type == "structural_tag":
+        if (wanted.format is None) == (wanted.structures is None or wanted.triggers is None):
+            raise InvalidRequest(
+                '`response_format` of type "structural_tag" needs `structures` and `triggers`, or `format`.',
+                param="response_format",
+            )
+        given = wanted.model_dump(by_alias=True, exclude_none=True, include={"structures", "triggers", "format"})
+        return [Constraint("structural_tag", json.dumps(given, ensure_ascii=False), "response_format")]
     if wanted.json_schema is None:
         raise InvalidRequest('`response_format` of type "json_schema" needs `json_schema`.', param="response_format")
     return [Constraint("json", json_text(wanted.json_schema.schema_), "response_format.json_schema.schema")]
@@ -125,9 +150,12 @@ def _structured_outputs(body: ConstraintFields) -> list[Constraint]:
         found.append(Constraint("grammar", wanted.grammar, f"{at}.grammar"))
     if wanted.json_object is not None:
         found.append(Constraint("json", '{"type": "object"}', f"{at}.json_object"))
+    if wanted.structural_tag is not None:
+        found.append(Constraint("structural_tag", wanted.structural_tag, f"{at}.structural_tag"))
     if len(found) != 1:
         raise InvalidRequest(
-            "`structured_outputs` needs exactly one of json, regex, choice, grammar, json_object.", param=at
+            "`structured_outputs` needs exactly one of json, regex, choice, grammar, json_object, structural_tag.",
+            param=at,
         )
     return found
 

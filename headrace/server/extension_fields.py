@@ -46,6 +46,7 @@ class ExtensionFields(ConstraintFields):
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=INT32)] | None = None
     truncation_side: Literal["left", "right"] = "left"
+    thinking_token_budget: Annotated[int, Field(ge=-1, le=INT32)] | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
     logprob_token_ids: (
         Annotated[list[Annotated[int, Field(ge=0, le=INT32)]], Field(min_length=1, max_length=MAX_NAMED_IDS)] | None

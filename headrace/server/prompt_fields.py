@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headrace.core.thinking import ThinkingBudget
 from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, SamplingFields
+from headrace.server.reasoning import CLOSE, OPEN
 from headrace.server.state import Tokenizer
 
 
@@ -72,6 +74,26 @@ def effort_of(body: ChatBody, tokenizer: Tokenizer) -> Mapping[str, Any]:
     if not found:
         raise _unread("reasoning_effort", f'has no effort "{effort}"')
     return found
+
+
+def budget_of(
+    body: SamplingFields, tokenizer: Tokenizer, prompt: Sequence[int], *, begins_inside: bool
+) -> ThinkingBudget | None:
+    """`thinking_token_budget` for one prompt; -1 is no bound.
+
+    Raises InvalidRequest for a model whose marks are no tokens: nobody could tell where it thinks.
+    """
+    tokens = body.thinking_token_budget
+    if tokens is None or tokens < 0:
+        return None
+    opening, closing = tokenizer.token_id(OPEN), tokenizer.token_id(CLOSE)
+    if opening is None or closing is None:
+        raise InvalidRequest(
+            f"`thinking_token_budget` is not supported: this model has no tokens {OPEN} and {CLOSE}.",
+            param="thinking_token_budget",
+            code="unsupported_parameter",
+        )
+    return ThinkingBudget.behind(prompt, tokens, opening, closing, begins_inside=begins_inside)
 
 
 def _unread(field: str, what: str) -> InvalidRequest:

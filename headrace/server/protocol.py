@@ -13,7 +13,7 @@ from headrace.errors import InvalidRequest
 from headrace.server.bodies import ChatBody, CompletionBody, Message, SamplingFields, StreamOptions
 from headrace.server.constraints import Constraint, constraint_of
 from headrace.server.options import ServerOptions
-from headrace.server.prompt_fields import cut, documents_of, effort_of, num_answer_logprobs
+from headrace.server.prompt_fields import budget_of, cut, documents_of, effort_of, num_answer_logprobs
 from headrace.server.reading import Reading
 from headrace.server.reasoning import CLOSE
 from headrace.server.sampling import sampling_params
@@ -256,6 +256,9 @@ def _generation(
     requests: list[Request] = []
     for ids in prompts:
         params = _with_length(base, ids, max_tokens, engine.config.max_model_len, body, only_echo=only_echo)
+        inside = reading is not None and bool(reading.begins_inside)
+        if (budget := budget_of(body, engine.tokenizer, ids, begins_inside=inside)) is not None:
+            params = replace(params, thinking=budget)
         for i in range(best_of):
             requests.append(
                 Request(

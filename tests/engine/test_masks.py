@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
+from headrace.core.batch import Chunk
 from headrace.core.request import Request, SamplingParams
 from headrace.core.sequence import Sequence
+from headrace.core.thinking import ThinkingBudget
 from headrace.engine.masks import mask
 from headrace.engine.sampler import sample
+from headrace.engine.verify import rows_of
 
 LOGITS = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
 NO = -math.inf
@@ -75,3 +78,19 @@ def test_masked_tokens_are_never_drawn_and_raw_log_probabilities_are_reported() 
     tokens, logprobs, _ = sample(torch.tensor([LOGITS] * 200), rows, 0)
     assert set(tokens) == {4, 5}
     assert logprobs[0].top[0][0] == 0
+
+
+def test_a_spent_thinking_budget_leaves_the_closing_mark_alone() -> None:
+    """Token 4 opens the thinking, 5 closes it; what a draft would have closed is open again when it was wrong."""
+    budget = ThinkingBudget(2, 4, 5)
+    closing = [NO] * 5 + [0.0]
+    assert masked(sequence((1, 1, 1), thinking=budget)) == LOGITS
+    assert masked(sequence((4, 1), thinking=budget)) == LOGITS
+    assert masked(sequence((4, 1, 1), thinking=budget)) == closing
+    assert masked(sequence((4, 1, 1, 5), thinking=budget)) == LOGITS
+    row = sequence((4, 1), thinking=budget)
+    first, second, third = rows_of(Chunk(row, 2, 3, True, (5, 1)))
+    assert [masked(each) for each in (first, second, third)] == [LOGITS] * 3  # type: ignore[arg-type]
+    row.output_token_ids.append(1)
+    row.num_tokens += 1
+    assert masked(row) == closing

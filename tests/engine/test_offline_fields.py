@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,19 @@ pytest.importorskip("torch")
 PROMPT = "The wheel turns the stone."
 
 
+def thinker(directory: Path) -> dict[str, int]:
+    """Give a copy of the model the tokens of thinking; their ids."""
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    style = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    size = len(tokenizer["model"]["vocab"])
+    marks = {"<think>": size, "</think>": size + 1}
+    tokenizer["added_tokens"] += [{"id": token, "content": text, **style} for text, token in marks.items()]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "vocab_size": size + 2}))
+    return marks
+
+
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     directory = tmp_path_factory.mktemp("model") / "tiny"
@@ -27,6 +42,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     config = json.loads((directory / "config.json").read_text())
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     (directory / "config.json").write_text(json.dumps({**config, **shape, "num_key_value_heads": 1, "head_dim": 16}))
+    thinker(directory)
     with LLM(
         model=str(directory),
         load_format="dummy",
@@ -118,6 +134,34 @@ def test_repetition_ends_an_answer(llm: LLM) -> None:
     )
 
 
+@pytest.mark.parametrize("budget", [0, 1, 4])
+def test_thinking_ends_when_its_budget_is_spent(llm: LLM, budget: int) -> None:
+    token_id = llm.get_tokenizer().token_id
+    (answer,) = one(llm, "Why? <think>", max_tokens=9, thinking_token_budget=budget).outputs
+    assert answer.token_ids.index(token_id("</think>")) == budget
+    free = one(llm, "Why? <think>", max_tokens=9, thinking_token_budget=-1).outputs[0].token_ids
+    assert token_id("</think>") not in free and answer.token_ids[:budget] == free[:budget]
+    begun = {"allowed_token_ids": [token_id("<think>"), 5], "logit_bias": {token_id("<think>"): 50}}
+    ids = one(llm, max_tokens=9, thinking_token_budget=budget, **begun).outputs[0].token_ids
+    assert ids[0] == token_id("<think>")
+
+
+def test_what_follows_a_trigger_has_its_form(llm: LLM) -> None:
+    """The bias makes the random model begin a tag; from there on the form leaves it no choice but the number."""
+    (at,) = llm.get_tokenizer().encode("@", add_special_tokens=False)
+    schema = {"type": "integer", "minimum": 10, "maximum": 99}
+    older = {"structures": [{"begin": "@age(", "schema": schema, "end": ")"}], "triggers": ["@"]}
+    tag = {"begin": "@age(", "content": {"type": "json_schema", "json_schema": schema}, "end": ")"}
+    newer = {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["@"], "tags": [tag]}}
+    for form in (older, newer, json.dumps(older)):
+        said = one(
+            llm, ignore_eos=False, max_tokens=40, logit_bias={at: 50}, structured_outputs={"structural_tag": form}
+        )
+        assert re.match(r"@age\([1-9][0-9]\)", said.outputs[0].text), said.outputs[0].text
+    free = one(llm, ignore_eos=False, structured_outputs={"structural_tag": older}, logit_bias={at: -100})
+    assert "@" not in free.outputs[0].text, "text without a trigger is free"
+
+
 @pytest.mark.parametrize(
     ("params", "words"),
     [
@@ -134,6 +178,7 @@ def test_repetition_ends_an_answer(llm: LLM) -> None:
         ({"repetition_detection": {"size": 2}}, "size"),
         ({"output_kind": 1}, "output_kind"),
         ({"stream_interval": 0}, "stream_interval"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(params: dict[str, Any], words: str) -> None:

@@ -85,6 +85,9 @@ class ByteBpe:
     def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(self.encode(word, False)) for word in words)
 
+    def token_id(self, text: str) -> int | None:
+        return self._hf.token_to_id(text)
+
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id], skip_special_tokens=False)
 

@@ -108,6 +108,27 @@ async def test_stop_rules_and_forms_of_streams_reach_the_engine() -> None:
     assert params.stream_interval == 5 and not params.spaces_between_special_tokens
 
 
+@in_loop
+async def test_a_thinking_budget_knows_where_the_prompt_left_off() -> None:
+    """The scripted model's marks of thinking are two of its roles."""
+    engine = ScriptedEngine()
+    marks = {"<think>": TOKENIZER.token_id("<|user|>"), "</think>": TOKENIZER.token_id("<|system|>")}
+    async with serving(engine) as served:
+        assert (await refused(served, thinking_token_budget=3))["code"] == "unsupported_parameter"
+        engine.tokenizer = tokenizer = Templated("{{ messages[0].content }}")
+        tokenizer.token_id = marks.get  # type: ignore[method-assign]
+        for prompt in ("Hi", "Hi <|user|>", "<|user|>Hi<|system|>"):
+            await ask(served, prompt=prompt, thinking_token_budget=3)
+        await ask(served, thinking_token_budget=-1)
+    budgets = [request.params.thinking for request in engine.requests]
+    assert [budget and (budget.tokens, budget.begins_inside) for budget in budgets] == [
+        (3, False),
+        (3, True),
+        (3, False),
+        None,
+    ]
+
+
 class TestWithTheRealEngine:
     def test_repetition_ends_an_answer_and_is_counted(self, model_directory: Any) -> None:
         pytest.importorskip("torch")

@@ -87,6 +87,19 @@ async def test_json_object_starts_as_an_object(model_directory: Path) -> None:
     assert second.json()["choices"][0]["text"].lstrip().startswith("{")
 
 
+TAG = {"begin": "~age(", "schema": {"type": "integer", "minimum": 10, "maximum": 99}, "end": ")"}
+TAGGED: dict[str, Any] = {"type": "structural_tag", "structures": [TAG], "triggers": ["~"]}
+
+
+@in_loop
+async def test_what_follows_a_trigger_has_its_form(model_directory: Path) -> None:
+    async with real(model_directory) as (engine, served):
+        (trigger,) = engine.tokenizer.encode("~", add_special_tokens=False)
+        fields = {"response_format": TAGGED, "logit_bias": {str(trigger): 50}, "temperature": 0, "max_tokens": 40}
+        answer = await served.http.post("/v1/completions", json={"prompt": "x", **fields})
+    assert re.match(r"~age\([1-9][0-9]\)", answer.json()["choices"][0]["text"]), answer.text
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"guided_regex": "("}, "guided_regex"),
     ({"guided_regex": "(?=a)b"}, "guided_regex"),
@@ -102,6 +115,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
     ({"structured_outputs": {"structural_tag": "{}"}}, "structural_tag"),
+    ({"structured_outputs": {"structural_tag": '{"triggers": ["<f"], "structures": []}'}}, "structural_tag"),
+    ({"structured_outputs": {"structural_tag": '{"format": {"type": "tag"}}'}}, "triggered_tags"),
+    ({"response_format": {"type": "structural_tag", "triggers": ["<"]}}, "structures"),
+    ({"response_format": {**TAGGED, "triggers": ["@"]}}, "trigger"),
+    ({"response_format": {**TAGGED, "structures": [{**TAG, "schema": {"type": "nope"}}]}}, "response_format"),
     ({"structured_outputs": {"json_object": False}}, "json_object"),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"response_format": {"type": "structural_tag"}}, "response_format"),
