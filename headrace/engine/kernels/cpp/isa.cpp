@@ -17,6 +17,9 @@ std::uint64_t enabled_state() {
 }
 
 Isa detect() {
+#ifdef HEADRACE_EMULATE
+    return Isa::avx512_bf16;
+#endif
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::none;
     const bool has_fma = c >> 12 & 1, has_xsave = c >> 27 & 1, has_avx = c >> 28 & 1, has_f16c = c >> 29 & 1;

@@ -1,14 +1,11 @@
 // Vectors of fp32 for sources that are compiled once per instruction set: `Vec` has `LANES` floats (8 or 16).
 //
 // With HEADRACE_EMULATE the AVX-512 sources are compiled over SIMDe, which runs their intrinsics on any processor: that is
-// how they are tested where there is no AVX-512 (tests/slow).
+// how they are tested where there is no AVX-512 (tests/engine/kernels/test_emulated.py).
 #pragma once
 
 #ifdef HEADRACE_EMULATE
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#include <simde/x86/f16c.h>
-#include <simde/x86/fma.h>
+#include "emulate.hpp"
 #else
 #include <immintrin.h>
 #endif
