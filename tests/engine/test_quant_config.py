@@ -89,7 +89,8 @@ def quantised_model(directory: Path) -> tuple[Path, ModelShape]:
     (directory / "tokenizer.json").write_bytes((DEMO_DIRECTORY / "tokenizer.json").read_bytes())
     shape = model_shape(config)
     names = [f"{each.name}.{part}" for each in linear_modules(shape) for part in ("qweight", "scales")]
-    header = json.dumps({name: {"shape": [1]} for name in [*names, *other_tensors(shape)]}).encode()
+    tensors = [*names, *other_tensors(shape)]
+    header = json.dumps({name: {"shape": [0], "data_offsets": [0, 0]} for name in tensors}).encode()
     (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return directory, shape
 

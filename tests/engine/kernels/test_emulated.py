@@ -48,7 +48,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no native kernels: {kernels.load()[1]}")
     folder = tmp_path_factory.mktemp("emulated")
     for command in (
-        ["-S", str(SOURCES), "-B", str(folder), f"-DHEADRACE_EMULATE={headers}", f"-DPython_EXECUTABLE={sys.executable}"],
+        [
+            "-S",
+            str(SOURCES),
+            "-B",
+            str(folder),
+            f"-DHEADRACE_EMULATE={headers}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ],
         ["--build", str(folder), "--target", "_native", "--parallel", "2"],
     ):
         done = subprocess.run(["cmake", *command], capture_output=True, text=True)
