@@ -59,7 +59,7 @@ def serve(
     ] = None,
     load_format: Annotated[str | None, _flag(MODEL, "auto (default), safetensors, or dummy: random weights.")] = None,
     quantization: Annotated[
-        str | None, _flag(MODEL, "gptq, awq, fp8 or compressed-tensors; the model's own is used (default).")
+        str | None, _flag(MODEL, "int8 quantises when loading (W8A8); a quantised model's own is used (default).")
     ] = None,
     seed: Annotated[int | None, _flag(MODEL, "Seed of random weights and of unseeded sampling (default 0).")] = None,
     max_model_len: Annotated[

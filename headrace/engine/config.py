@@ -25,6 +25,7 @@ from headrace.sizing.context import fit_max_model_len
 from headrace.sizing.settings import MemoryFacts, ServeSettings, Violation
 
 GIB = 1 << 30
+TO_INT8 = "int8"
 
 DEFAULT_BUDGET = 2048
 DEFAULT_SEATS = 128
@@ -58,6 +59,8 @@ class EngineConfig:
     generation_config  "auto" applies the model's own sampling defaults, "vllm" ignores them
     chat_template    Jinja text that replaces the tokenizer's own template, or None
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
+    quantization     "int8": linear layers and the head are quantised when they are loaded (W8A8); else the checkpoint's
+                     method, or "none"
     keep_int4        int4 weights stay packed; False: they are expanded to `dtype` when they are loaded
     max_num_queued_tokens  tokens that the prompts of waiting requests may have together
     step_log         where each step is noted, or None
@@ -92,10 +95,16 @@ class EngineConfig:
     profiler: ProfilerConfig | None = None
     speculation: Speculation | None = None
     kv_cache_dtype: str = ""
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
         if not self.kv_cache_dtype:
             object.__setattr__(self, "kv_cache_dtype", self.dtype)
+
+    @property
+    def to_int8(self) -> bool:
+        """Whether plain weights are quantised when they are loaded."""
+        return self.quantization == TO_INT8
 
     @property
     def policy(self) -> str:
@@ -227,7 +236,7 @@ class _Resolver:
         why = "no --model given: the built-in demonstration model" if args.model is None else str(path)
         self.say("model", name, f"{why}; {facts.shape.architecture}, {facts.num_parameters / 1e6:,.0f} M parameters")
         load_format = self.load_format(name, path)
-        self.check_quantization(facts, load_format)
+        self.quantization = self.check_quantization(facts, load_format)
         dtype, why = resolve_dtype(args.dtype, facts.dtype, native_bf16=self.native_bf16)
         self.say("dtype", dtype, why)
         kv_dtype, why = resolve_kv_dtype(args.kv_cache_dtype, dtype)
@@ -265,6 +274,7 @@ class _Resolver:
             profiler=self.profiler(),
             speculation=speculation,
             kv_cache_dtype=kv_dtype,
+            quantization=self.quantization,
         )
         self.say_the_rest(config)
         scheduler_config(config)  # what only the scheduler itself knows to refuse
@@ -287,8 +297,8 @@ class _Resolver:
         check_weights(name, path)
         return "safetensors"
 
-    def check_quantization(self, facts: ModelFacts, load_format: str) -> None:
-        """The checkpoint says how its weights are stored; --quantization may only agree."""
+    def check_quantization(self, facts: ModelFacts, load_format: str) -> str:
+        """The checkpoint says how its weights are stored; --quantization may agree, or quantise plain ones to int8."""
         given, stored = (self.args.quantization or "none").lower(), facts.shape.quantization
         if stored is not None and load_format == "dummy":
             raise ConfigError(
@@ -297,11 +307,18 @@ class _Resolver:
             )
         # vLLM has kernels by name for some formats; which one computes changes no setting here.
         if given == "none" or (stored is not None and given.partition("_")[0] == stored.method):
-            return
+            return stored.method if stored is not None else "none"
         if stored is None:
+            if given == TO_INT8:
+                return TO_INT8
             raise ConfigError(
-                f"--quantization {given}: the model's weights are not quantised, and this engine quantises none; "
-                "leave it out, or give a quantised model"
+                f"--quantization {given}: the model's weights are not quantised; use int8, which quantises them when "
+                "they are loaded, leave it out, or give a quantised model"
+            )
+        if given == TO_INT8:
+            raise ConfigError(
+                f"--quantization int8: the model's weights are quantised already ({stored}); leave it out, or give the "
+                "model that it was made from"
             )
         raise ConfigError(
             f"--quantization {given}: Quantization method specified in the model config ({stored.method}) does not "
@@ -442,7 +459,7 @@ class _Resolver:
         rows = min(rows, settings.max_num_batched_tokens)
         activations = sizing.activation_bytes(facts.shape, settings.max_num_batched_tokens, rows)
         self.keeps_int4 = self.keep_int4(settings, facts, size)
-        weights = facts.weight_bytes(size, keep_int4=self.keeps_int4)
+        weights = facts.weight_bytes(size, keep_int4=self.keeps_int4, to_int8=self.quantization == TO_INT8)
         utilization = self.utilization()
         memory = MemoryFacts(
             free_bytes=self.free,
@@ -494,6 +511,11 @@ class _Resolver:
         """Whether int4 weights stay packed: for few rows that is faster, for many it is slower (decision 6)."""
         quantization, experts = facts.shape.quantization, facts.shape.experts
         if quantization is None:
+            if self.quantization == TO_INT8:
+                plain, held = facts.weight_bytes(size), facts.weight_bytes(size, to_int8=True)
+                own = " (a tied head is a matrix of its own)" if facts.shape.tie_word_embeddings else ""
+                what = f"int8, tokens as well; {_gib(held)} instead of {_gib(plain)} of weights{own}"
+                self.say("quantization", what, "given; linear layers and head are quantised when they are loaded")
             return True
         self.say("quantization", quantization, "config.json")
         if not facts.is_int4:

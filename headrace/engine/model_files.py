@@ -37,9 +37,9 @@ class ModelFacts:
     num_parameters: int
     tensor_names: frozenset[str] = frozenset()
 
-    def weight_bytes(self, dtype_bytes: int, *, keep_int4: bool = True) -> int:
+    def weight_bytes(self, dtype_bytes: int, *, keep_int4: bool = True, to_int8: bool = False) -> int:
         """What the weights take in memory when the model computes in a dtype of that size."""
-        return loaded_bytes(self.shape, self.tensor_names, dtype_bytes, keep_int4=keep_int4)
+        return loaded_bytes(self.shape, self.tensor_names, dtype_bytes, keep_int4=keep_int4, to_int8=to_int8)
 
     @property
     def is_int4(self) -> bool:

@@ -57,7 +57,13 @@ class ModelRunner:
         source, layout = open_weights(config.model_path, self.shape, dtype, config.load_format, config.seed)
         with torch.inference_mode(), source:
             loader = Loader(
-                source, layout, self.shape.quantization, dtype, keep_int4=config.keep_int4, native=self._native
+                source,
+                layout,
+                self.shape.quantization,
+                dtype,
+                keep_int4=config.keep_int4,
+                to_int8=config.to_int8,
+                native=self._native,
             )
             decoder = Decoder(self.shape, loader)
             is_native = supports(config.block_size, self.shape.head_dim)

@@ -61,8 +61,7 @@ def test_the_server_states_every_flag_that_the_lab_compares(case: int) -> None:
 
 def test_the_server_states_what_becomes_of_auto_and_of_what_is_left_out() -> None:
     stated = stated_settings(exposition(resolved(dtype="auto", max_model_len="auto", load_format="auto")))
-    others = {"quantization"}  # other servers say it; headrace's is the checkpoint's own
-    assert set(_RESOLVED) - others <= set(stated)
+    assert set(_RESOLVED) <= set(stated) and stated["quantization"] == "none"
     assert "auto" not in {stated.get(name) for name in _RESOLVED} and stated["policy"] == "v1"
     assert not {"model", "tokenizer", "chat_template"} & set(stated)
 

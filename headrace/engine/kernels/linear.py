@@ -71,9 +71,12 @@ class NativeLinear:
         return out if self._scales is None else out.mul_(self._scales[ids].unsqueeze(1))
 
 
-def can_gate(parts: Sequence[Tensor]) -> bool:
-    """Whether two weights can be interleaved panel by panel."""
-    return len(parts) == 2 and parts[0].shape == parts[1].shape and parts[0].shape[0] % PANEL == 0
+def can_gate(parts: Sequence[object]) -> bool:
+    """Whether two weights are tensors that can be interleaved panel by panel."""
+    gate, up = parts
+    if not isinstance(gate, Tensor) or not isinstance(up, Tensor):
+        return False
+    return gate.shape == up.shape and gate.shape[0] % PANEL == 0
 
 
 def twin(

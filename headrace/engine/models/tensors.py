@@ -9,12 +9,16 @@ from headrace.engine.models.shape import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class LinearModule:
-    """A linear layer of the checkpoint: `name`.weight `[rows, columns]` when it is not quantised."""
+    """A linear layer of the checkpoint: `name`.weight `[rows, columns]` when it is not quantised.
+
+    is_router   its outputs choose experts: a small difference may change which
+    """
 
     name: str
     rows: int
     columns: int
     has_bias: bool = False
+    is_router: bool = False
 
 
 def linear_modules(shape: ModelShape) -> tuple[LinearModule, ...]:
@@ -40,7 +44,7 @@ def linear_modules(shape: ModelShape) -> tuple[LinearModule, ...]:
             ]
             continue
         names, inner = experts.names, experts.intermediate_size
-        modules.append(LinearModule(prefix + names.router, experts.count, hidden))
+        modules.append(LinearModule(prefix + names.router, experts.count, hidden, is_router=True))
         for index in range(experts.count):
             modules += [
                 LinearModule(prefix + names.gate.format(index), inner, hidden),

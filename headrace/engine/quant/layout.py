@@ -105,26 +105,39 @@ def kernel_group(scheme: Quantization, module: LinearModule) -> int | None:
     return next((group for group in KERNEL_GROUPS if size % group == 0), None)
 
 
-def loaded_bytes(shape: ModelShape, stored: Collection[str], dtype_bytes: int, *, keep_int4: bool) -> int:
-    """Estimate of what the weights take in memory: formats that are not computed in are expanded to the dtype."""
+def loaded_bytes(
+    shape: ModelShape, stored: Collection[str], dtype_bytes: int, *, keep_int4: bool, to_int8: bool = False
+) -> int:
+    """Estimate of what the weights take in memory: formats that are not computed in are expanded to the dtype.
+
+    `to_int8`: linear layers and the head are quantised when they are loaded; a tied head is then a matrix of its own.
+    """
     scheme = shape.quantization
     quantized = layout(shape, stored).quantized if scheme is not None and stored else frozenset()
     values = sum(_elements(size) for size in other_tensors(shape).values())
-    if shape.tie_word_embeddings and kernels.native() is None:
-        values += shape.vocab_size * shape.hidden_size  # torch's packed head cannot look up rows: a second copy
     packed_bytes = 0
+    if shape.tie_word_embeddings and to_int8:
+        packed_bytes += _int8_bytes(shape.vocab_size, shape.hidden_size)
+    elif shape.tie_word_embeddings and kernels.native() is None:
+        values += shape.vocab_size * shape.hidden_size  # torch's packed head cannot look up rows: a second copy
     for module in linear_modules(shape):
         elements = module.rows * module.columns
-        if scheme is None or module.name not in quantized:
+        if to_int8 and not module.is_router:
+            packed_bytes += _int8_bytes(module.rows, module.columns)
+        elif scheme is None or module.name not in quantized:
             values += elements
         elif scheme.has_int8_activations:
-            packed_bytes += elements + 4 * module.rows
+            packed_bytes += _int8_bytes(module.rows, module.columns)
         elif keep_int4 and (group := kernel_group(scheme, module)) is not None:
             packed_bytes += elements // 2
             values += 2 * module.rows * (module.columns // group)
         else:
             values += elements
     return values * dtype_bytes + packed_bytes
+
+
+def _int8_bytes(rows: int, columns: int) -> int:
+    return rows * columns + 4 * rows
 
 
 def _elements(sizes: tuple[int, ...]) -> int:

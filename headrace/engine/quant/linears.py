@@ -10,6 +10,8 @@ from torch import Tensor
 
 from headrace.engine.quant.unpack import GroupedWeights
 
+_ROWS_AT_ONCE = 4096
+
 
 def has_int4_kernel() -> bool:
     """Whether this torch build can multiply by packed int4 weights on a CPU."""
@@ -35,6 +37,21 @@ def int8_kernel() -> str:
         except (AttributeError, RuntimeError):
             continue
     return "plain"
+
+
+def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(int8 `[out, in]`, fp32 scales `[out, 1]`) of a weight `[out, in]`: a row's largest magnitude is 127.
+
+    Some rows at a time, so that a head needs no second copy of itself in fp32.
+    """
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[0], 1)
+    for first in range(0, weight.shape[0], _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        values = weight[rows].to(torch.float32)
+        scales[rows] = values.abs().amax(dim=1, keepdim=True).div_(127.0).clamp_min_(torch.finfo(torch.float32).tiny)
+        quantized[rows] = (values / scales[rows]).round_()
+    return quantized, scales
 
 
 class _Int8Product:

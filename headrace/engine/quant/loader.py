@@ -14,7 +14,7 @@ from headrace.engine.kernels.linear import NativeLinear, can_gate
 from headrace.engine.models.layers import Embedding, Gated, Linear, Projection
 from headrace.engine.quant.config import Quantization
 from headrace.engine.quant.layout import Layout, kernel_group
-from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel
+from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel, int8_rows
 from headrace.engine.quant.unpack import GroupedWeights, grouped_weights, scaled_weight
 from headrace.errors import ConfigError
 
@@ -35,6 +35,9 @@ class Source(Protocol):
 class _Int8:
     weight: Tensor
     scales: Tensor
+
+
+_Weights = Tensor | GroupedWeights | _Int8
 
 
 class Concatenated:
@@ -65,6 +68,7 @@ class Loader:
     """Hands over a model's tensors and linear layers, one by one.
 
     keep_int4 False expands int4 weights to `dtype` (four times the memory in bf16, faster for more than 8 rows).
+    to_int8 quantises linear layers and the head, a scale a row (not routers); then `scheme` is None.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Loader:
         dtype: torch.dtype,
         *,
         keep_int4: bool = True,
+        to_int8: bool = False,
         native: ModuleType | None = None,
     ) -> None:
         """`native`: the extension that computes, None: torch does."""
@@ -83,6 +88,7 @@ class Loader:
         self._scheme = scheme
         self._dtype = dtype
         self._keep_int4 = keep_int4 and has_int4_kernel()
+        self._to_int8 = to_int8
         self._native = native
         self.activations = dtype if native is None else torch.float32
         """What hidden states are kept in between the layers."""
@@ -100,6 +106,8 @@ class Loader:
         table = self._source.take(name)
         if not tied:
             return Embedding(table, self.activations), None
+        if self._to_int8:
+            return Embedding(table, self.activations), self._build([_Int8(*int8_rows(table))], None)
         if self._native is None:
             return Embedding(table, self.activations), Linear(table)  # packed, so a second copy
         head = NativeLinear(self._native, [table])
@@ -107,27 +115,28 @@ class Loader:
 
     def gated(self, gate: str, up: str, activation: str) -> Projection:
         """activation(gate(x)) * up(x), "silu" or "gelu_tanh"."""
-        if self._native is None or activation != "silu" or {gate, up} & self._layout.quantized:
-            return Gated(self.linear(gate, up), activation)
-        parts = [self._source.take(f"{name}.weight") for name in (gate, up)]
-        biases = [bias for name in (gate, up) if (bias := self._bias(name)) is not None]
-        bias = torch.cat(biases) if biases else None
-        if can_gate(parts):
-            return NativeLinear(self._native, parts, bias, gated=True)
-        return Gated(NativeLinear(self._native, parts, bias), activation)
+        parts = [self._weights(name) for name in (gate, up)]
+        biases = [self._bias(name) for name in (gate, up)]
+        matrices = [part.weight if isinstance(part, _Int8) else part for part in parts]
+        if self._native is not None and activation == "silu" and _fit(parts) and can_gate(matrices):
+            return self._joined(parts, biases, gated=True)
+        return Gated(self._joined(parts, biases), activation)
 
     def linear(self, *names: str) -> Projection:
         """One projection for the modules `names`, which share an input; their outputs follow each other."""
-        parts = [self._weights(name) for name in names]
-        biases = [self._bias(name) for name in names]
+        return self._joined([self._weights(name) for name in names], [self._bias(name) for name in names])
+
+    def _joined(self, parts: Sequence[_Weights], biases: Sequence[Tensor | None], *, gated: bool = False) -> Projection:
         if _fit(parts):
             merged = [bias for bias in biases if bias is not None]
-            return self._build(parts, torch.cat(merged) if merged else None)
+            return self._build(parts, torch.cat(merged) if merged else None, gated=gated)
         return Concatenated([self._build([part], bias) for part, bias in zip(parts, biases, strict=True)])
 
-    def _weights(self, name: str) -> Tensor | GroupedWeights | _Int8:
+    def _weights(self, name: str) -> _Weights:
         if name not in self._layout.quantized:
-            return self._source.take(f"{name}.weight")
+            weight = self._source.take(f"{name}.weight")
+            quantize = self._to_int8 and not self._layout.modules[name].is_router
+            return _Int8(*int8_rows(weight)) if quantize else weight
         module, scheme = self._layout.modules[name], self._scheme
         assert scheme is not None
 
@@ -155,7 +164,7 @@ class Loader:
             raise ConfigError(f"tensor {name}.bias is not zero, but this architecture has no such bias")
         return None
 
-    def _build(self, parts: Sequence[Tensor | GroupedWeights | _Int8], bias: Tensor | None) -> Projection:
+    def _build(self, parts: Sequence[_Weights], bias: Tensor | None, *, gated: bool = False) -> Projection:
         first = parts[0]
         if isinstance(first, GroupedWeights):
             grouped = [part for part in parts if isinstance(part, GroupedWeights)]
@@ -173,16 +182,19 @@ class Loader:
                     self._native,
                     [part.weight for part in eights],
                     bias,
+                    gated=gated,
                     scales=torch.cat([part.scales for part in eights]),
                 )
             return Int8Linear(
                 torch.cat([part.weight for part in eights]), torch.cat([part.scales for part in eights]), bias
             )
         plain = [part for part in parts if isinstance(part, Tensor)]
-        return Linear(torch.cat(plain), bias) if self._native is None else NativeLinear(self._native, plain, bias)
+        if self._native is None:
+            return Linear(torch.cat(plain), bias)
+        return NativeLinear(self._native, plain, bias, gated=gated)
 
 
-def _fit(parts: Sequence[Tensor | GroupedWeights | _Int8]) -> bool:
+def _fit(parts: Sequence[_Weights]) -> bool:
     """Whether the parts are rows of one matrix: one format, and inputs in one order."""
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
