@@ -228,7 +228,7 @@ def test_a_published_command_starts_answers_and_drains(tiny: Path) -> None:
     assert "Traceback" not in log
     (trace,) = traces.iterdir()  # of the published flow: bench --profile, and the run says so
     with gzip.open(trace) as file:
-        assert any(event.get("name") == "aten::embedding" for event in json.load(file)["traceEvents"])
+        assert any(str(event.get("name")).startswith("aten::") for event in json.load(file)["traceEvents"])
     manifest = json.loads((Path(f"{tiny}-run") / "manifest.json").read_text())
     assert manifest["settings"]["profile"] is True and "profiler" in manifest["warnings"][0]
 

@@ -41,7 +41,7 @@ def test_every_setting_has_a_line_with_its_reason() -> None:
     said = {line.split(" = ")[0] for line in lines if " = " in line and not line.startswith("memory")}
     # Inputs of the KV cache's size are in its own line; what is not given and has no value needs none.
     elsewhere = {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "served_model_name"}
-    silent = {"quantization", "revision", "download_dir", "swap_space", "profiler_config"}
+    silent = {"quantization", "revision", "download_dir", "swap_space", "profiler_config", "speculative_config"}
     settings = {field.name for field in dataclasses.fields(EngineArgs)} - elsewhere - silent
     assert {name for name in settings - said if not name.startswith("step_log")} == set()
     assert "max_model_len = 4096: given" in lines and "max_num_seqs = 8: given" in lines
