@@ -72,6 +72,14 @@ class ConstraintFields(StrictBody):
     guided_grammar: Text | None = None
 
     @property
+    def begins_free(self) -> bool:
+        """Whether the constraint leaves the beginning of the answer free: a structural tag."""
+        format_, outputs = self.response_format, self.structured_outputs
+        return (format_ is not None and format_.type == "structural_tag") or (
+            outputs is not None and outputs.structural_tag is not None
+        )
+
+    @property
     def is_constrained(self) -> bool:
         """Whether accepting the body compiles a grammar, which may take long."""
         given = [name for name in ConstraintFields.model_fields if getattr(self, name) is not None]

@@ -51,10 +51,11 @@ def reading_of(body: ChatBody, options: ServerOptions, prompt: str) -> Reading |
     """How the answer is read; None when it is content as it is.  `prompt` is the rendered conversation."""
     begins_inside = None
     if options.reasoning_parser:
+        is_bound = body.is_constrained and not body.begins_free
         begins_inside = is_thinking(prompt) or (
-            PARSERS[options.reasoning_parser] and not prompt.rstrip().endswith(CLOSE) and not body.is_constrained
+            PARSERS[options.reasoning_parser] and not prompt.rstrip().endswith(CLOSE) and not is_bound
         )
-        if body.is_constrained and not begins_inside:
+        if is_bound and not begins_inside:
             begins_inside = None  # the grammar holds from the first token on: there is no reasoning
     calls, choice = "", body.tool_choice
     if isinstance(choice, NamedChoice):

@@ -13,6 +13,7 @@ import torch
 from headrace.core.batch import Chunk
 from headrace.core.request import Request, SamplingParams
 from headrace.core.sequence import Sequence
+from headrace.core.thinking import ThinkingBudget
 from headrace.engine.sampler import sample
 from headrace.engine.verify import num_right, rows_of
 
@@ -59,6 +60,7 @@ RULES: list[dict[str, Any]] = [
     {"temperature": 0.0, "bad_words_token_ids": ((3, 4), (5,), (2, 6))},
     {"temperature": 0.0, "min_tokens": 5, "stop_token_ids": (1, 2, 3)},
     {"temperature": 0.0, "logit_bias": ((4, 3.0),), "allowed_token_ids": (1, 4, 5, 6)},
+    {"temperature": 0.0, "thinking": ThinkingBudget(2, open_id=3, close_id=5, begins_inside=True)},
 ]
 
 

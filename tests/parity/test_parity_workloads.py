@@ -17,8 +17,10 @@ import pytest
 from parity_world import engine_config, save_tiny_model
 
 from headrace.core.invariants import check, check_batch, snapshot
+from headrace.core.repetition import RepetitionDetection
 from headrace.core.request import Request, SamplingParams
 from headrace.core.scheduler import Scheduler, Speculation
+from headrace.core.thinking import ThinkingBudget
 from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.model_runner import ModelRunner
 
@@ -88,6 +90,13 @@ def draw_requests(rng: random.Random) -> list[Request]:
         params |= {"min_tokens": rng.randint(0, max_tokens)} if rng.random() < 0.3 else {}
         params |= {"stop_token_ids": (rng.randrange(VOCAB),)} if rng.random() < 0.3 else {}
         params |= {"logprobs": 2} if rng.random() < 0.3 else {}
+        if rng.random() < 0.3:
+            rules: tuple[dict[str, Any], ...] = (
+                {"repetition_detection": RepetitionDetection(rng.randint(1, 4), 0, rng.randint(2, 3))},
+                {"thinking": ThinkingBudget.behind(prompt, rng.randint(0, 6), phrase[0], phrase[-1] ^ 1)},
+                {"logprobs": 2, "logprob_token_ids": (3, rng.randrange(VOCAB))},
+            )
+            params |= rng.choice(rules)
         requests.append(
             Request(
                 f"r{number}",

@@ -9,6 +9,10 @@ from fake_engine import TOKENIZER, ScriptedEngine
 from server_harness import Served, error_of, events, in_loop, serving
 from test_server_chat_fields import Templated
 
+from headrace.server.bodies import ChatBody, parse
+from headrace.server.options import ServerOptions
+from headrace.server.tool_choice import reading_of
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "Hi"}]
 PROMPT = "Water turns the wheel; the wheel turns the stone."
@@ -127,6 +131,16 @@ async def test_a_thinking_budget_knows_where_the_prompt_left_off() -> None:
         (3, False),
         None,
     ]
+
+
+def test_a_structural_tag_leaves_room_for_reasoning() -> None:
+    """A grammar that holds from the first token on leaves none."""
+    tag = {"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}
+    tagged = {"type": "structural_tag", "structures": [tag], "triggers": ["<f"]}
+    for form, inside in ((tagged, True), ({"type": "json_object"}, None), ({"type": "text"}, True)):
+        body = parse(ChatBody, {"messages": USER, "response_format": form})
+        reading = reading_of(body, ServerOptions(reasoning_parser="deepseek_r1"), "Hi")
+        assert (None if reading is None else reading.begins_inside) is inside
 
 
 class TestWithTheRealEngine:
