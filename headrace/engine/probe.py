@@ -6,7 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.engine import kernels
+
 REPEATS = 3
+ROUNDS, PEAK_REPEATS = 3000, 50  # short, so that some fall between interruptions
+_KINDS = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
 READ_BYTES = 64 << 20  # beyond the caches of most machines; smaller weights are read as often from a cache
 LEAST_READ_BYTES = 8 << 20
 ROWS, COLUMNS = 256, 2048
@@ -24,11 +28,21 @@ class Probe:
 def measure(dtype: str, num_threads: int, weight_bytes: int) -> Probe:
     """Measure with the model's dtype and threads, on a buffer as large as its weights (64 MiB at most).
 
-    The rates are of plain passes and products, not of the model's kernels: they bound what a step can reach.
+    `dtype` is "float32", "bfloat16" or (native kernels only) "int8".  With native kernels these are reads and
+    multiply-adds in the instructions that the kernels use, on their threads; else a torch sum and a torch product.
     """
     import torch
 
     started_s = time.perf_counter()
+    native = kernels.native()
+    if native is not None:
+        native.set_num_threads(num_threads)
+        buffer = torch.full((max(LEAST_READ_BYTES, min(weight_bytes, READ_BYTES)) // 4,), 0.5)
+        rates = (
+            native.read_rate(buffer.data_ptr(), buffer.nbytes, REPEATS),
+            max(native.peak_rate(_KINDS[dtype], ROUNDS) for _ in range(PEAK_REPEATS)),
+        )
+        return Probe(*rates, seconds=time.perf_counter() - started_s)
     torch.set_num_threads(num_threads)  # belongs to the calling thread
     with torch.inference_mode():
         read = max(LEAST_READ_BYTES, min(weight_bytes, READ_BYTES))

@@ -1,0 +1,98 @@
+"""How much of this machine's limit each linear kernel reaches.  Run it with nothing else on the machine.
+
+For the matrices of Qwen2.5-0.5B: the rate of products and of weights read, each beside what the probes reach
+(multiply-adds in registers; one pass over memory beyond the caches).  The larger share is what binds.
+Shares of the int8 peak above 100 % are the probe's fault: see docs/kernels.md.
+Best of many repetitions; layers take turns on copies that do not fit into the caches together.
+
+    python benchmarks/kernels.py [--threads 1 2] [--rows 1 4 8 ...] [--formats fp32 bf16 int8]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from types import ModuleType
+
+import torch
+
+from headrace.engine import kernels
+from headrace.engine.kernels.linear import NativeLinear
+
+SHAPES = {
+    "qkv": (1152, 896),
+    "attention output": (896, 896),
+    "gate and up": (9728, 896),
+    "down": (896, 4864),
+    "head": (151936, 896),
+}
+ROWS = (1, 4, 8, 16, 32, 64, 128, 512)
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+READ_BYTES = 256 << 20
+COPIES_BYTES = 64 << 20  # more than a core's share of the last cache
+MANY_ROWS = 64  # from here on weights are read once for many products: caches matter little
+
+
+def copies(native: ModuleType, dtype: torch.dtype, outputs: int, inputs: int) -> list[NativeLinear]:
+    """Layers of the same shape, enough of them to be read from memory."""
+    size = outputs * inputs * dtype.itemsize
+    count = -(-COPIES_BYTES // size)
+    weight = torch.randn(outputs, inputs) * inputs**-0.5
+    if dtype == torch.int8:
+        integers, scales = (weight * 25 * inputs**0.5).clamp(-127, 127).to(torch.int8), torch.full((outputs,), 0.01)
+        return [NativeLinear(native, [integers], scales=scales) for _ in range(count)]
+    return [NativeLinear(native, [weight.to(dtype)]) for _ in range(count)]
+
+
+def best_s(layers: list[NativeLinear], x: torch.Tensor, limit_s: float) -> float:
+    """The best time of one call."""
+    best, until = 1e9, time.perf_counter() + limit_s
+    while True:
+        for layer in layers:
+            started_s = time.perf_counter()
+            layer(x)
+            best = min(best, time.perf_counter() - started_s)
+            if time.perf_counter() > until:
+                return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
+    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
+    parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
+    parser.add_argument("--seconds", type=float, default=0.2, help="for one cell of the table")
+    args = parser.parse_args()
+    native = kernels.native()
+    if native is None:
+        parser.exit(2, f"no native kernels: {kernels.load()[1]}\n")
+    torch.set_num_threads(1)
+    memory = torch.ones(READ_BYTES, dtype=torch.uint8)
+    for threads in args.threads:
+        native.set_num_threads(threads)
+        reads = native.read_rate(memory.data_ptr(), memory.nbytes, 5)
+        for name in args.formats:
+            peak = max(native.peak_rate(name, 3000) for _ in range(200))  # short: between interruptions
+            print(
+                f"\n{native.isa()}, {threads} threads, {name}: {peak / 1e9:.0f} G operations/s, {reads / 1e9:.1f} GB/s"
+            )
+            print(f"{'rows':>18}" + "".join(f"{rows:>16}" for rows in args.rows))
+            for shape in args.shapes:
+                layers = copies(native, FORMATS[name], *SHAPES[shape])
+                cells = [cell(layers, shape, rows, peak, reads, args.seconds) for rows in args.rows]
+                row = "".join(f"{each:>16}" for each in cells)
+                print(f"{shape:>18}{row}", flush=True)
+    print("\na cell: G operations/s (share of the peak | share of the read rate)")
+
+
+def cell(layers: list[NativeLinear], shape: str, rows: int, peak: float, reads: float, limit_s: float) -> str:
+    """One kernel's rate and its shares."""
+    outputs, inputs = SHAPES[shape]
+    seconds = best_s(layers if rows < MANY_ROWS else layers[:1], torch.randn(rows, inputs), limit_s)
+    operations = 2 * rows * outputs * inputs / seconds
+    return f"{operations / 1e9:.0f} ({operations / peak:.0%}|{layers[0].num_bytes / seconds / reads:.0%})"
+
+
+if __name__ == "__main__":
+    main()
