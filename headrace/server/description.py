@@ -162,7 +162,8 @@ def _success(operation: Operation) -> dict[str, Any]:
             "schema": {
                 "description": "An event of a stream (`stream: true`); the data of the last is [DONE].",
                 "type": "object",
-                "properties": {"data": chunk},
+                # The end is no JSON: a description that calls every event a chunk would be wrong about the last.
+                "properties": {"data": {"anyOf": [{"const": "[DONE]"}, chunk]}},
                 "required": ["data"],
             }
         }
