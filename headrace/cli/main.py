@@ -36,6 +36,14 @@ VERBS: dict[str, tuple[str, str]] = {
         "headrace.cli.explain_difference",
         "why two tools' figures for one run differ: by definition, and by how much",
     ),
+    "tune": (
+        "headrace.cli.tune",
+        "find a plan's best setting: simulate all cells, measure the few that may win",
+    ),
+    "fleet": (
+        "headrace.cli.fleet",
+        "how many replicas a rate needs under an objective, by simulation, and what they cost",
+    ),
     "size": ("headrace.cli.size", "what a model needs and a device gives: memory, KV cache, legal settings, ceilings"),
     "report": (
         "headrace.cli.report",

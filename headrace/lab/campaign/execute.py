@@ -13,7 +13,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,22 @@ def run_campaign(
     launcher: Launcher | None = None,
     measure: Measure = measure,
     retry_failed: bool = False,
+    only: Collection[tuple[str, int]] | None = None,
 ) -> Study:
     """Measure what is not measured yet in `out`, and return the study (also in `out`/study.json after every run).
 
     launcher      instead of each target's own
     retry_failed  measure failed runs again; otherwise a failure is a result
+    only          (cell, repeat) of the runs that may be measured now; the others stay as they are
     Raises ConfigError (another plan's directory, another lab at work, an unreadable workload), LaunchError (disk) and
     KeyboardInterrupt; what is finished then stays finished.
     """
     with disk_errors(out):
         _make_directory(out)
         with campaign_lock(out):
-            return _Campaign(plan, out, reporter, launcher, measure).run(plan_text, retry_failed=retry_failed)
+            return _Campaign(plan, out, reporter, launcher, measure).run(
+                plan_text, retry_failed=retry_failed, only=only
+            )
 
 
 class _Campaign:
@@ -104,7 +108,7 @@ class _Campaign:
         self.facts = run_facts()
         self.finished: dict[tuple[str, int], FinishedRun] = {}
 
-    def run(self, plan_text: str, *, retry_failed: bool) -> Study:
+    def run(self, plan_text: str, *, retry_failed: bool, only: Collection[tuple[str, int]] | None = None) -> Study:
         self._claim(plan_text)
         tasks = [self._task(cell, repeat) for cell, repeat in run_order(self.plan, self._legal())]
         self._adopt(tasks)
@@ -114,7 +118,7 @@ class _Campaign:
             if found.state is RunState.DONE or (found.state is RunState.FAILED and not retry_failed):
                 assert found.seal is not None
                 self._keep(task, found.seal)
-            else:
+            elif only is None or (task.cell.name, task.repeat) in only:
                 todo.append(task)
         study = self._write_study()
         self.reporter.begin(len(tasks), len(tasks) - len(todo))
