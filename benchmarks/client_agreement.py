@@ -2,9 +2,11 @@
 
     python benchmarks/client_agreement.py --server headrace --model DIRECTORY --client /path/to/vllm
     python benchmarks/client_agreement.py --server vllm --model DIRECTORY --client /path/to/vllm
+    python benchmarks/client_agreement.py --server timed --model DIRECTORY --client /path/to/vllm
 
 Starts the server, runs both clients in turn on the same constant arrivals and lengths, and prints the median of each
 metric over the rounds for both, with their difference.  The seed changes with the round, so no prompt comes twice.
+`timed` is a server of scripted timing, fresh for each run: an engine's own runs differ by more than clients do.
 """
 
 from __future__ import annotations
@@ -65,6 +67,19 @@ def start(args: argparse.Namespace, log: Path) -> subprocess.Popen[bytes]:
     raise SystemExit("the server did not become ready")
 
 
+def measure_timed(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict[str, float]:
+    """One run on a fresh server of scripted timing; only the tokenizer of the model is used."""
+    command = [sys.executable, str(Path(__file__).with_name("timed_server.py")), str(where / "log"), "--no-errors"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None and server.stdout is not None
+    args.port = int(server.stdout.readline())
+    try:
+        return measure(tool, args, seed, where)
+    finally:
+        server.stdin.close()
+        server.wait(20)
+
+
 def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict[str, float]:
     vllm = [args.client, "bench", "serve", "--backend", "openai"]
     ours = [sys.executable, "-m", "headrace.cli.main", "bench"]
@@ -74,11 +89,14 @@ def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict
         *("--base-url", f"http://127.0.0.1:{args.port}", "--model", args.model, "--dataset-name", "random"),
         *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len)),
         *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", "inf"),
+        *(("--max-concurrency", str(args.max_concurrency)) if args.max_concurrency else ()),
         *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
         *("--save-result", "--result-dir", str(where), "--result-filename", name, "--disable-tqdm"),
     ]
     if tool == "vllm":
-        command[command.index("inf")] = "1e9"  # its parser has no word for a constant rate, a narrow gamma is one
+        command[command.index("--burstiness") + 1] = (
+            "1e9"  # its parser has no word for a constant rate, a narrow gamma is one
+        )
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     if done.returncode not in (0, 4):
         raise SystemExit(f"{tool} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
@@ -88,7 +106,7 @@ def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--server", choices=("headrace", "vllm"), required=True)
+    parser.add_argument("--server", choices=("headrace", "vllm", "timed"), required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--client", required=True, help="the vllm executable")
     parser.add_argument("--port", type=int, default=PORT)
@@ -97,19 +115,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.0)
+    parser.add_argument("--max-concurrency", type=int, help="with --rate inf: a closed loop of so many users")
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=32)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        server = None if args.running else start(args, directory / "server.log")
+        server = None if args.running or args.server == "timed" else start(args, directory / "server.log")
         found: dict[str, list[dict[str, float]]] = {"headrace": [], "vllm": []}
         try:
-            measure("headrace", args, 999, directory)  # the first requests warm the server up
+            run = measure_timed if args.server == "timed" else measure
+            if args.server != "timed":
+                run("headrace", args, 999, directory)  # the first requests warm the server up
             for number in range(args.rounds):
                 order = ["headrace", "vllm"] if number % 2 == 0 else ["vllm", "headrace"]
                 for tool in order:
-                    found[tool].append(measure(tool, args, 2 * number + (tool == "vllm"), directory))
+                    found[tool].append(run(tool, args, 2 * number + (tool == "vllm"), directory))
                     print(tool, {key: round(found[tool][-1][key], 2) for key in KEYS}, flush=True)
         finally:
             if server is not None:

@@ -1,6 +1,6 @@
 """A server whose timing is known: it streams by a script and writes down when it wrote what.
 
-    python benchmarks/timed_server.py LOG    prints its port; LOG is written when its standard input ends
+    python benchmarks/timed_server.py LOG [--no-errors]    prints its port; LOG is written when its standard input ends
 
 Request i (in the order of arrival) waits 40 to 400 ms, then sends 24 tokens 8 to 30 ms apart.  Chat answers begin with
 a role chunk at once.  A third of all answers comes in bundles of three tokens, a quarter begins with reasoning, every
@@ -71,7 +71,7 @@ class TimedServer:
         rng = random.Random(index)
         chat = "chat" in path
         wait_s, bundle = 0.04 + 0.36 * rng.random() ** 2, 3 if index % 3 == 2 else 1
-        reasoning, breaks = chat and index % 4 == 1, index % 25 == 24
+        reasoning, breaks = chat and index % 4 == 1, index % 25 == 24 and "--no-errors" not in sys.argv
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         await self._pause(0)
         if chat:
