@@ -34,8 +34,9 @@ class Objective:
         return self.value(metrics) if self.excess(metrics) <= 0 else 0.0
 
     def value(self, metrics: Mapping[str, float]) -> float:
-        """The metric alone; 0 when the run has none."""
-        return float(metrics.get(self.metric, 0.0))
+        """The metric alone; 0 when the run has none, or failed or refused more than a twentieth of its requests."""
+        failed, completed = metrics.get("failed", 0.0), metrics.get("completed", 1.0)
+        return float(metrics.get(self.metric, 0.0)) if failed <= 0.05 * (failed + completed) else 0.0
 
     def excess(self, metrics: Mapping[str, float]) -> float:
         """Logarithm of the worst metric over its bound: above 0 a bound is broken; -inf without bounds."""

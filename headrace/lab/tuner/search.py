@@ -20,7 +20,7 @@ from headrace.lab.tuner.surrogate import NOISE, Belief, Expected, believe, coord
 
 Floats = NDArray[np.float64]
 # A cell "can win" while its chance to be more than the tolerance better than the best is above this.
-CHANCE = 0.05
+CHANCE = 0.02
 
 
 class Simulator(Protocol):
@@ -105,7 +105,7 @@ def search(
             cell: [value if over <= 0 else 0.0 for value, over in zip(several, beyond[cell], strict=True)]
             for cell, several in values.items()
         }
-        best = _best(scores)
+        best = _best(scores, belief)
         told(f"{len(steps)} measured, best {0.0 if best is None else max(scores[best]):.4g}")
         chosen, why = _next(belief, scores, where, best, tolerance)
         if chosen is None or len(steps) >= most:
@@ -117,9 +117,10 @@ def _first(where: Floats) -> int:
     return int(np.argmin(((where - where.mean(axis=0)) ** 2).sum(axis=1))) if where.size else 0
 
 
-def _best(scores: Mapping[int, Sequence[float]]) -> int | None:
-    good = {cell: float(np.mean(values)) for cell, values in scores.items() if min(values) > 0}
-    return max(good, key=lambda cell: good[cell]) if good else None
+def _best(scores: Mapping[int, Sequence[float]], belief: Belief) -> int | None:
+    """By what is believed of the measured cells: the largest of several noisy scores is mostly luck."""
+    good = [cell for cell, values in scores.items() if min(values) > 0]
+    return max(good, key=lambda cell: float(belief.mean[cell])) if good else None
 
 
 def _next(

@@ -19,12 +19,12 @@ from scipy import stats
 Floats = NDArray[np.float64]
 
 # Before anything is known: what a calibrated simulator misses, and what a repeat of the same run differs by.
-MISS, NOISE = 0.06, 0.015
+MISS, NOISE = 0.08, 0.015
 # How far what was learned reaches: doublings of a budget or of the seats; a switch is as far as two doublings.
 REACH = 1.3
 _SWITCH = 2.0
 # Measured cells that the first guess of the scatter weighs as much as.
-_DOUBT = 4
+_DOUBT = 6
 
 
 def coordinates(settings: Sequence[Mapping[str, Any]]) -> Floats:

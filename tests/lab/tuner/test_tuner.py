@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,16 @@ import pytest
 
 from headrace.core.state import SchedulerConfig
 from headrace.errors import ConfigError
+from headrace.lab.records.published import load_published
 from headrace.lab.sim import FrontEnd, Server, StepCost, Traffic, simulate
+from headrace.lab.sim.blocks import BlockWorkload, scheduler_config
 from headrace.lab.sim.slo import Slo
 from headrace.lab.tuner.objective import Objective
 from headrace.lab.tuner.search import Found, search
 from headrace.lab.tuner.surrogate import Expected, coordinates
 from headrace.lab.tuner.words import sentences
 from headrace.lab.tuner.world import Seen, SimulatedCells, metrics_of
+from headrace.lab.workload.conversation import LengthShape
 
 GRID: list[dict[str, Any]] = [
     {"max_num_batched_tokens": budget, "max_num_seqs": seats}
@@ -166,6 +171,34 @@ def test_on_the_simulator_itself_with_a_truth_that_its_fit_cannot_express() -> N
     )
     assert found.best is not None and len(found.steps) <= 4
     assert scores[found.best] >= 0.98 * scores.max()
+
+
+def test_on_the_twelve_published_rounds_with_three_of_them() -> None:
+    """Recorded truth: 1,000 requests on vLLM 0.6, where on-256 is best and two cells refuse what they cannot hold."""
+    study = load_published(Path(__file__).parents[3] / "examples" / "published-campaign.toml")
+    runs = [cell.runs[0].metrics for cell in study.cells]
+    served = [run["completed"] for run in runs]
+    recorded = [{**run, "failed": max(served) - run["completed"]} for run in runs]
+    totals = [round(runs[0][f"total_{kind}_tokens"]) for kind in ("input", "output")]
+    workload = BlockWorkload(1000, totals[0], totals[1], math.inf, LengthShape(), 6440)
+    [traffic] = workload.traffic((1,))
+    configs = [scheduler_config(cell.settings, workload.num_blocks) for cell in study.cells]
+    objective = Objective("total_token_throughput")
+    found = search(
+        [{key: cell.settings[key] for key in ("policy", "max_num_batched_tokens")} for cell in study.cells],
+        lambda cell: Seen(recorded[cell], traffic),
+        lambda seen: (objective.value(seen.metrics), objective.excess(seen.metrics)),
+        SimulatedCells(configs, traffic, objective),
+        most=len(study.cells) // 4,
+    )
+    scores = [objective.score(run) for run in recorded]
+    assert found.best is not None and len(found.steps) <= 3
+    assert scores[found.best] >= 0.98 * max(scores)
+
+
+def test_a_run_that_refuses_much_scores_nothing() -> None:
+    assert Objective().score({"output_throughput": 5, "completed": 99, "failed": 1}) == 5
+    assert Objective().score({"output_throughput": 5, "completed": 90, "failed": 10}) == 0
 
 
 def test_an_objective_knows_its_bounds() -> None:
