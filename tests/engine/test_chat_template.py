@@ -51,6 +51,7 @@ CALLS = [
 ]
 # What is rendered: messages, whether the answer is to begin, and what else the template is given.
 FORMS: dict[str, tuple[list[dict[str, Any]], bool, dict[str, Any]]] = {
+    "one message": ([{"role": "user", "content": "Hello"}], True, {}),
     "talk": (TALK, True, {}),
     "a whole talk": ([*TALK, {"role": "assistant", "content": " bye "}], False, {}),
     "system": ([{"role": "system", "content": "Be brief."}, *TALK], True, {}),

@@ -202,11 +202,11 @@ def test_parameters_are_checked(wrong: dict[str, Any], words: str) -> None:
 
 def test_vllms_spellings_reach_the_core(llm: LLM) -> None:
     params = SamplingParams(stop="end", top_k=-1, seed=-1, logit_bias={5: 1.0, 3: -1.0}, bad_words=["no"])
-    core = params.translated(llm.get_tokenizer(), 50)
+    core = params.translated(llm.get_tokenizer(), (), 50)
     assert (core.stop, core.top_k, core.seed, core.max_tokens) == (("end",), 0, None, 16)
     assert core.logit_bias == ((3, -1.0), (5, 1.0)) and core.bad_words_token_ids
     with pytest.raises(InvalidRequest, match="`logit_bias` has a token id outside 0 to 4095"):
-        SamplingParams(logit_bias={4096: 1.0}).translated(llm.get_tokenizer(), 50)
+        SamplingParams(logit_bias={4096: 1.0}).translated(llm.get_tokenizer(), (), 50)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from headrace.core.repetition import RepetitionDetection
 from headrace.core.request import Request, SamplingParams
 from headrace.core.scheduler import Scheduler, Speculation
 from headrace.core.thinking import ThinkingBudget
+from headrace.engine.attention.native import supports
 from headrace.engine.config import EngineConfig, scheduler_config
 from headrace.engine.model_runner import ModelRunner
 
@@ -47,7 +48,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draw_config(rng: random.Random, directory: Path, longest: int) -> EngineConfig:
     """Settings for requests of up to `longest` tokens."""
     version, chunked = rng.choice(POLICIES)
-    block_size = rng.choice((1, 4, 8, 16))
+    block_size = rng.choice((1, 4, 8, 16, 16, 32))
     seats = rng.choice((1, 4, 8, 8))
     budget = max(seats, rng.choice((8, 16, 48, 200)))
     caching = rng.random() < 0.6
@@ -144,13 +145,26 @@ def serve(
     return outcomes, scheduler
 
 
-def run_workload(seed: int, directory: Path, plain: ModelRunner) -> Counter[str]:
+def plain_runners(directory: Path) -> dict[bool, ModelRunner]:
+    """By whether attention is native, which follows from the block size: each kind of kernel keeps its own bits."""
+    made = {}
+    for block_size in (8, 16):
+        blocks = -(-LONGEST // block_size)
+        config = engine_config(directory, max_model_len=LONGEST, num_kv_blocks=blocks, block_size=block_size)
+        runner = ModelRunner(config)
+        made[supports(block_size, runner.shape.head_dim)] = runner
+    return made
+
+
+def run_workload(seed: int, directory: Path, plains: dict[bool, ModelRunner]) -> Counter[str]:
     """Fails when an answer differs; returns what happened, so that nobody proves nothing."""
     rng = random.Random(seed)
     requests = draw_requests(rng)
     longest = max(len(request.prompt_token_ids) + request.params.max_tokens for request in requests)
     config = draw_config(rng, directory, min(longest, LONGEST))
-    together, scheduler = serve(config, ModelRunner(config), requests, rng)
+    runner = ModelRunner(config)
+    plain = plains[supports(config.block_size, runner.shape.head_dim)]
+    together, scheduler = serve(config, runner, requests, rng)
     for request in requests:
         alone = serve(plain.config, plain, [request])[0][request.request_id]
         outcome = together[request.request_id]
@@ -173,10 +187,10 @@ def run_workload(seed: int, directory: Path, plain: ModelRunner) -> Counter[str]
 
 
 def run_workloads(seeds: range, directory: Path) -> Counter[str]:
-    plain = ModelRunner(engine_config(directory, max_model_len=LONGEST, num_kv_blocks=8))
+    plains = plain_runners(directory)
     total: Counter[str] = Counter()
     for seed in seeds:
-        total += run_workload(seed, directory, plain)
+        total += run_workload(seed, directory, plains)
     for what in ("preemptions", "cached", "drafts", "accepted"):
         assert total[what] > len(seeds) // 2, f"{what}: {total}"
     return total

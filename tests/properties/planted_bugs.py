@@ -11,6 +11,8 @@ from types import ModuleType, SimpleNamespace
 import headrace.core
 
 MODULES = (
+    "repetition",
+    "thinking",
     "request",
     "sequence",
     "batch",
@@ -195,7 +197,7 @@ BUGS = (
         "False",
         {"enable_prefix_caching": True, "hash_at": "plan"},
     ),
-    Bug("min_tokens is off by one", "scheduler", "length >= sequence.min_length", "length > sequence.min_length"),
+    Bug("min_tokens is off by one", "scheduler", "ids and length >= sequence", "ids and length > sequence"),
     Bug(
         "the length limit is off by one",
         "scheduler",

@@ -17,7 +17,6 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from headrace.lab.client.calibration import STAMP_DIGITS
 
@@ -189,7 +188,8 @@ def main() -> None:
         os.sched_setaffinity(0, {int(sys.argv[sys.argv.index("--cpu") + 1])})
     if "--first" in sys.argv:  # before the machine's other work; Linux groups processes by session
         os.setsid()
-        Path("/proc/self/autogroup").write_text("-20")
+        with open("/proc/self/autogroup", "w") as group:
+            group.write("-20")
         os.nice(-20)
     server = NullServer()
     print(server.port, flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from headrace.errors import LaunchError
 from headrace.lab.client.load import Progress
 from headrace.lab.client.shard import Job, Outcome, merge
+from headrace.lab.files import write_durably
 
 # Enough for every process to read its word and set a timer.
 LEAD_NS = 200_000_000
@@ -67,7 +68,7 @@ class _Worker:
     def __init__(self, job: Job, place: Path) -> None:
         self._outcome = place.with_suffix(".outcome")
         job_path = place.with_suffix(".job")
-        job_path.write_text(job.to_json(), encoding="utf-8")
+        write_durably(job_path, job.to_json())
         job_path.chmod(0o600)  # headers may hold a key
         self.said = (0, 0, 0)
         self._ready = threading.Event()

@@ -11,6 +11,7 @@ from headrace.errors import LaunchError
 from headrace.lab.campaign.launchers import probe
 from headrace.lab.campaign.launchers.classify import exited
 from headrace.lab.campaign.launchers.process import ServerProcess
+from headrace.lab.files import write_durably
 from headrace.lab.http import Peer
 
 Json = Any
@@ -50,7 +51,7 @@ class Server:
         """Write /metrics as it is to `path`; False when there is nothing to write."""
         text = self.scrape()
         if text is not None:
-            path.write_text(text, encoding="utf-8")
+            write_durably(path, text)
         return text is not None
 
     def save_description(self, path: Path) -> None:
@@ -64,7 +65,7 @@ class Server:
                         found[page] = json.loads(body)
                 except (OSError, ValueError, RecursionError):
                     continue  # a server without this page, which most have not
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_durably(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
     def ended(self, *, when: str) -> LaunchError | None:
         """Why its process is no more; None while it lives, and for a server that is not ours."""
