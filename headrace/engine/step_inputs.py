@@ -32,6 +32,12 @@ class StepInputs:
     block_tables: np.ndarray
 
     @property
+    def spans(self) -> tuple[int, ...]:
+        """As the native calls take the chunks: their number, four addresses, the block tables and their width."""
+        arrays = (self.first_rows, self.starts, self.lengths, self.seats, self.block_tables)
+        return (len(self.starts), *(each.ctypes.data for each in arrays), self.block_tables.shape[1])
+
+    @property
     def last_rows(self) -> np.ndarray:
         """The flat row of each chunk's last position."""
         return self.first_rows + self.lengths - 1

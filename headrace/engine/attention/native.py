@@ -46,6 +46,10 @@ class NativeAttention:
             for layer in range(cache.num_layers)
         ]
 
+    def place(self, layer: int) -> tuple[int, ...]:
+        """Where a layer keeps its keys and values, as the native calls take it."""
+        return self._places[layer]
+
     def rotate_store(
         self,
         layer: int,
@@ -84,13 +88,7 @@ class NativeAttention:
             out.stride(0),
             self._heads,
             *self._places[layer],
-            len(inputs.starts),
-            inputs.first_rows.ctypes.data,
-            inputs.starts.ctypes.data,
-            inputs.lengths.ctypes.data,
-            inputs.seats.ctypes.data,
-            inputs.block_tables.ctypes.data,
-            inputs.block_tables.shape[1],
+            *inputs.spans,
             rules.scale,
             rules.softcap,
             rules.window,

@@ -63,6 +63,15 @@ class NativeLinear:
         )
         return y
 
+    @property
+    def is_gated(self) -> bool:
+        return self._gated
+
+    @property
+    def address(self) -> int:
+        """Of the matrix, for the native layers; valid while this object lives."""
+        return int(self._matrix.address)
+
     def rows(self, ids: Tensor) -> Tensor:
         """Rows `ids` of the matrix in fp32, `[len(ids), inputs]`: how a tied head serves as the embedding."""
         ids = ids.contiguous()

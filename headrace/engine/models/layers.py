@@ -120,12 +120,12 @@ class GatedMLP:
     """down(activation(gate(x)) * up(x)); `gated` gives the product in the brackets."""
 
     def __init__(self, gated: Projection, down: Projection) -> None:
-        self._gated = gated
-        self._down = down
+        self.gated = gated
+        self.down = down
         self.num_bytes = gated.num_bytes + down.num_bytes
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return self._down(self._gated(x), residual)
+        return self.down(self.gated(x), residual)
 
 
 class Rotary:

@@ -6,6 +6,7 @@ The twin of `decoder.Decoder.forward`, on the same weights.  A row's result depe
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch import Tensor
 from headrace.engine.attention.native import NativeAttention
 from headrace.engine.attention.span import Rules
 from headrace.engine.kernels import native
+from headrace.engine.kernels.linear import NativeLinear
 from headrace.engine.models.decoder import Decoder, DecoderLayer
-from headrace.engine.models.layers import Projection, RMSNorm, rotary_tables
+from headrace.engine.models.layers import GatedMLP, Projection, RMSNorm, rotary_tables
 from headrace.engine.models.shape import ModelShape
 from headrace.engine.step_inputs import StepInputs
 
@@ -35,7 +37,10 @@ class NativeDecoder:
         self._tables = tables, local
         self._layers = [_Layer(layer, shape) for layer in decoder.layers]
         self._final_norm = decoder.norm.weight.float()
+        self._program = self._in_one_call()
         self._widths = (shape.hidden_size, shape.num_heads * shape.head_dim)
+        if self._program is not None:
+            self._widths = (shape.hidden_size, self._program.space_for_row())
         self._buffers: tuple[Tensor, ...] = ()
         self._grow(1)
 
@@ -54,6 +59,18 @@ class NativeDecoder:
             self._grow(rows)
         normed, attended = (buffer[:rows] for buffer in self._buffers)
         hidden = self._decoder.embed(torch.from_numpy(inputs.token_ids))
+        if self._program is not None:
+            self._program.run(
+                *(hidden.data_ptr(), rows, self._buffers[1].data_ptr()),
+                *(inputs.positions.ctypes.data, inputs.slots.ctypes.data, *inputs.spans),
+            )
+        else:
+            hidden = self._layer_by_layer(hidden, inputs, normed, attended)
+        self._norm(hidden, self._final_norm, normed)
+        return normed
+
+    def _layer_by_layer(self, hidden: Tensor, inputs: StepInputs, normed: Tensor, attended: Tensor) -> Tensor:
+        """For layers with parts that torch computes, such as experts."""
         attention, eps = self._attention, self._eps
         for index, layer in enumerate(self._layers):
             self._norm(hidden, layer.input_norm, normed)
@@ -63,8 +80,27 @@ class NativeDecoder:
             hidden = self._add(hidden, layer.output, attended, layer.attention_norm)
             self._norm(hidden, layer.mlp_norm, normed)
             hidden = self._add(hidden, layer.mlp, normed, layer.output_norm)
-        self._norm(hidden, self._final_norm, normed)
-        return normed
+        return hidden
+
+    def _in_one_call(self) -> Any:
+        """All layers as one native object; None when a part of one is not native.
+
+        At batch 1 a call for each operation costs a percent of a step and more (measured: docs/attention.md).
+        """
+        shape = self._decoder.shape
+        program = self._native.Layers(shape.hidden_size, shape.num_heads, self._eps)
+        for index, layer in enumerate(self._layers):
+            matrices = layer.native_matrices()
+            if matrices is None:
+                return None
+            norms = layer.input_norm, layer.attention_norm, layer.mlp_norm, layer.output_norm, *layer.qk_norms
+            addresses = [0 if each is None else each.data_ptr() for each in (*norms, *self._tables[layer.kind])]
+            rules = layer.rules
+            program.add(
+                *(*addresses, *(matrix.address for matrix in matrices)),
+                *(rules.scale, rules.softcap, rules.window, *self._attention.place(index)),
+            )
+        return program
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits `[rows, vocab_size]`."""
@@ -102,6 +138,21 @@ class _Layer:
         self.qkv, self.output, self.mlp = layer.qkv, layer.output, layer.mlp
         self.rules = Rules(shape.query_scale, shape.softcap, layer.window)
         self.kind = 1 if layer.window else 0
+
+    def native_matrices(self) -> tuple[NativeLinear, NativeLinear, NativeLinear, NativeLinear] | None:
+        """qkv, output, gate and up, down, where all are native and the gate is fused."""
+        if not isinstance(self.mlp, GatedMLP):
+            return None
+        qkv, output, gated, down = self.qkv, self.output, self.mlp.gated, self.mlp.down
+        if not (
+            isinstance(qkv, NativeLinear)
+            and isinstance(output, NativeLinear)
+            and isinstance(gated, NativeLinear)
+            and gated.is_gated
+            and isinstance(down, NativeLinear)
+        ):
+            return None
+        return qkv, output, gated, down
 
     @property
     def num_bytes(self) -> int:

@@ -49,64 +49,53 @@ HEADRACE_INLINE float one_exp(float x) {
     return lane[0];
 }
 
-// scores[r][g * 16 ...] = sum over d of queries[r][d] * keys[g][d][...]
+// Sums must stay in registers, and they do only where the compiler unrolls every loop over them.
+#define EACH(index, count) _Pragma("GCC unroll 16") for (int index = 0; index < (count); ++index)
+
+// scores[r][g * 16 ...] = sum over d of queries[d][r] * keys[g][d][...]
 template <int R, int G, class T>
-void score(const float* queries, std::int64_t head_dim, const T* const* keys, std::int64_t block_size, float* scores) {
+HEADRACE_INLINE void score(const float* HEADRACE_RESTRICT queries, std::int64_t head_dim, const T* const* keys,
+                           std::int64_t block_size, float* HEADRACE_RESTRICT scores) {
     Vec sums[R][G][VECS];
-    for (int r = 0; r < R; ++r)
-        for (int g = 0; g < G; ++g)
-            for (int v = 0; v < VECS; ++v) sums[r][g][v] = zero();
+    EACH(r, R) EACH(g, G) EACH(v, VECS) sums[r][g][v] = zero();
     const T* at[G];
-    for (int g = 0; g < G; ++g) at[g] = keys[g];
-    for (std::int64_t d = 0; d < head_dim; ++d) {
-        Lanes16<T> k[G];
-        for (int g = 0; g < G; ++g) {
-            k[g] = load16(at[g]);
+    EACH(g, G) at[g] = keys[g];
+    for (std::int64_t d = 0; d < head_dim; ++d, queries += R) {
+        EACH(g, G) {
+            const Lanes16<T> k = load16(at[g]);
             at[g] += block_size;
-        }
-        for (int r = 0; r < R; ++r) {
-            const Vec q = all(queries[r * head_dim + d]);
-            for (int g = 0; g < G; ++g)
-                for (int v = 0; v < VECS; ++v)
-                    sums[r][g][v] = HEADRACE_ISA::fma(q, k[g].v[v], sums[r][g][v]);
+            EACH(r, R) {
+                const Vec q = all(queries[r]);
+                EACH(v, VECS) sums[r][g][v] = HEADRACE_ISA::fma(q, k.v[v], sums[r][g][v]);
+            }
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int g = 0; g < G; ++g) {
-            Lanes16<T> x;
-            for (int v = 0; v < VECS; ++v) x.v[v] = sums[r][g][v];
-            store16(scores + r * KV_TILE + g * KV_GROUP, x);
-        }
+    EACH(r, R) EACH(g, G) {
+        Lanes16<T> x;
+        EACH(v, VECS) x.v[v] = sums[r][g][v];
+        store16(scores + r * KV_TILE + g * KV_GROUP, x);
+    }
 }
 
 // out[r] = out[r] * shrink[r] + sum over positions of weights[r][position] * values[position], for C * 16 columns.
 template <int R, int C, class T>
-void weigh(const float* weights, const float* shrink, const T* const* values, int positions, std::int64_t head_dim,
-           float* out) {
+HEADRACE_INLINE void weigh(const float* HEADRACE_RESTRICT weights, const float* shrink, const T* const* values,
+                           std::int64_t column, int positions, std::int64_t head_dim, float* HEADRACE_RESTRICT out) {
     Vec sums[R][C][VECS];
-    for (int r = 0; r < R; ++r) {
-        const Vec factor = all(shrink[r]);
-        for (int c = 0; c < C; ++c)
-            for (int v = 0; v < VECS; ++v)
-                sums[r][c][v] = mul(load(out + r * head_dim + c * 16 + v * LANES), factor);
-    }
-    for (int begin = 0; begin < positions; begin += KV_GROUP) {
-        const T* at = values[begin / KV_GROUP];
-        const int end = positions < begin + KV_GROUP ? positions : begin + KV_GROUP;
-        for (int position = begin; position < end; ++position, at += head_dim) {
-            Lanes16<T> x[C];
-            for (int c = 0; c < C; ++c) x[c] = load16(at + c * 16);
-            for (int r = 0; r < R; ++r) {
+    EACH(r, R) EACH(c, C) EACH(v, VECS)
+        sums[r][c][v] = mul(load(out + r * head_dim + c * 16 + v * LANES), all(shrink[r]));
+    const T* at = values[0] + column;
+    for (int position = 0; position < positions; ++position, at += head_dim) {
+        if (position % KV_GROUP == 0) at = values[position / KV_GROUP] + column;
+        EACH(c, C) {
+            const Lanes16<T> x = load16(at + c * 16);
+            EACH(r, R) {
                 const Vec weight = all(weights[r * KV_TILE + position]);
-                for (int c = 0; c < C; ++c)
-                    for (int v = 0; v < VECS; ++v)
-                        sums[r][c][v] = HEADRACE_ISA::fma(weight, x[c].v[v], sums[r][c][v]);
+                EACH(v, VECS) sums[r][c][v] = HEADRACE_ISA::fma(weight, x.v[v], sums[r][c][v]);
             }
         }
     }
-    for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c)
-            for (int v = 0; v < VECS; ++v) store(out + r * head_dim + c * 16 + v * LANES, sums[r][c][v]);
+    EACH(r, R) EACH(c, C) EACH(v, VECS) store(out + r * head_dim + c * 16 + v * LANES, sums[r][c][v]);
 }
 
 template <int R, class T>
@@ -122,20 +111,14 @@ template <int R, class T>
 void weigh_rows(const float* weights, const float* shrink, const T* const* values, int positions, std::int64_t head_dim,
                 float* out) {
     constexpr int C = groups_for(R);
-    const T* at[TILE_GROUPS];
-    const int groups = (positions + KV_GROUP - 1) / KV_GROUP;
     std::int64_t column = 0;
-    for (; column + C * 16 <= head_dim; column += C * 16) {
-        for (int g = 0; g < groups; ++g) at[g] = values[g] + column;
-        weigh<R, C>(weights, shrink, at, positions, head_dim, out + column);
-    }
-    for (; column < head_dim; column += 16) {
-        for (int g = 0; g < groups; ++g) at[g] = values[g] + column;
-        weigh<R, 1>(weights, shrink, at, positions, head_dim, out + column);
-    }
+    for (; column + C * 16 <= head_dim; column += C * 16)
+        weigh<R, C>(weights, shrink, values, column, positions, head_dim, out + column);
+    for (; column < head_dim; column += 16)
+        weigh<R, 1>(weights, shrink, values, column, positions, head_dim, out + column);
 }
 
-// Call work(integral constant R, first vector) for all vectors, as evenly as MOST at once allows.
+// Call work(count, first vector) for all vectors, as evenly as MOST at once allows.
 template <class Work>
 HEADRACE_INLINE void in_parts(int vectors, const Work& work) {
     const int parts = (vectors + MOST - 1) / MOST;
@@ -176,12 +159,15 @@ void partial_of(const KvLayer& kv, const AttentionRules& rules, const AttentionT
     float* queries = workspace;
     float* scores = queries + vectors * dim;
     float* shrink = scores + static_cast<std::int64_t>(vectors) * KV_TILE;
-    for (int row = 0; row < tile.rows; ++row)
-        for (int head = 0; head < tile.group; ++head) {
-            const float* from = tile.queries + row * tile.query_stride + head * dim;
-            float* to = queries + (row * tile.group + head) * dim;
-            for (std::int64_t d = 0; d < dim; d += LANES) store(to + d, mul(load(from + d), all(rules.scale)));
+    // Queries as a part of vectors reads them: number by number, one of each vector.
+    in_parts(vectors, [&](int count, int first) {
+        for (int i = 0; i < count; ++i) {
+            const int vector = first + i;
+            const float* from = tile.queries + vector / tile.group * tile.query_stride + vector % tile.group * dim;
+            float* to = queries + first * dim + i;
+            for (std::int64_t d = 0; d < dim; ++d) to[d * count] = from[d] * rules.scale;
         }
+    });
     for (int i = 0; i < vectors; ++i) {
         state.most[i] = UNSEEN;
         store(state.mass + i * LANES, zero());

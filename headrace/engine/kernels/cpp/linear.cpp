@@ -82,16 +82,10 @@ class Linear {
         args.y_stride = y_stride;
         args.residual = at<const float>(residual);
         args.gated = gated;
-        if (rows == 0) return;
-        const std::int64_t bytes = linear_kernels().quantized_bytes(args);
-        if (bytes > 0) {
-            thread_local std::vector<char> tokens;  // scratch() belongs to the loops
-            if (tokens.size() < static_cast<std::size_t>(bytes)) tokens.resize(static_cast<std::size_t>(bytes));
-            args.quantized = tokens.data();
-            parallel([&](int thread, int threads) { linear_kernels().quantize(args, thread, threads); });
-        }
-        parallel([&](int thread, int threads) { linear_kernels().run(args, thread, threads); });
+        run_linear(args);
     }
+
+    Address address() const { return reinterpret_cast<Address>(&args_); }
 
    private:
     LinearArgs args_{};
@@ -99,12 +93,26 @@ class Linear {
 
 }  // namespace
 
+void run_linear(const LinearArgs& given) {
+    if (given.rows == 0) return;
+    LinearArgs args = given;
+    const std::int64_t bytes = linear_kernels().quantized_bytes(args);
+    if (bytes > 0) {
+        thread_local std::vector<char> tokens;  // scratch() belongs to the loops
+        if (tokens.size() < static_cast<std::size_t>(bytes)) tokens.resize(static_cast<std::size_t>(bytes));
+        args.quantized = tokens.data();
+        parallel([&](int thread, int threads) { linear_kernels().quantize(args, thread, threads); });
+    }
+    parallel([&](int thread, int threads) { linear_kernels().run(args, thread, threads); });
+}
+
 void bind_linear(nb::module_& module) {
     using Release = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Linear>(module, "Linear", "A packed matrix [outputs, inputs]; the memory belongs to the caller.")
         .def(nb::init<const std::string&, std::int64_t, std::int64_t>(), nb::arg("format"),
              nb::arg("outputs"), nb::arg("inputs"))
         .def_prop_ro("packed_bytes", &Linear::packed_bytes)
+        .def_prop_ro("address", &Linear::address, "For `Layers.add`; valid while the matrix lives.")
         .def("set_weight", &Linear::set_weight, nb::arg("weight"), nb::arg("scales") = 0, nb::arg("bias") = 0,
              "Addresses of `packed_bytes` of memory, of fp32 scales (int8) and bias, both padded to panels of 16; 0: none.")
         .def("pack", &Linear::pack, nb::arg("source"), nb::arg("rows"), nb::arg("first_panel") = 0, nb::arg("step") = 1,

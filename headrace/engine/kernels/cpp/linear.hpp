@@ -31,6 +31,9 @@ struct LinearArgs {
     void* quantized;        // int8: the tokens' scales [rows], which `quantize` writes
 };
 
+// All threads of the pool; `quantized` is seen to.
+void run_linear(const LinearArgs& args);
+
 struct LinearKernels {
     std::int64_t (*panel_bytes)(Format format, std::int64_t inputs);
     // Source rows [16 * panel, ...) of the weight `source` [outputs, inputs] (fp32, bf16 or int8) into one panel.

@@ -16,6 +16,7 @@ void bind_linear(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_fused(nb::module_& module);
 void bind_sample(nb::module_& module);
+void bind_layers(nb::module_& module);
 
 namespace {
 
@@ -44,4 +45,5 @@ NB_MODULE(_native, module) {
     bind_attention(module);
     bind_fused(module);
     bind_sample(module);
+    bind_layers(module);
 }

@@ -60,43 +60,57 @@ std::uint32_t depth_of(float scaled) {
     return bits;
 }
 
-// The largest value at which `stop(count, mass)` of the candidates at and above it holds; -inf where it never does.  Buckets
-// of about equal values are added up first, and only the one in which it comes to hold is sorted.
+// The largest value at which `stop(count, mass)` of the candidates at and above it holds; -inf where it never does.  Candidates
+// are added up in buckets of their values' leading bits, then those of the bucket in which it comes to hold by the bits that
+// follow: nothing is sorted, and the time does not depend on how flat the values lie.
 template <class Stop>
 float threshold(const Room& room, std::int64_t count, const Stop& stop) {
-    constexpr int BITS = 11;  // the exponent and three bits of the mantissa
-    constexpr int SHIFT = 31 - BITS;
-    static thread_local std::vector<std::int32_t> counts(1 << BITS);
-    static thread_local std::vector<double> masses(1 << BITS);
-    static thread_local std::vector<std::pair<float, float>> inside;
-    std::fill(counts.begin(), counts.end(), 0);
-    std::fill(masses.begin(), masses.end(), 0.0);
-    for (std::int64_t i = 0; i < count; ++i) {
-        const std::uint32_t bucket = depth_of(room.scaled[i]) >> SHIFT;
-        ++counts[bucket];
-        masses[bucket] += room.kept[i];
-    }
+    struct Candidate {
+        std::uint32_t depth;
+        float scaled, weight;
+    };
+    static thread_local std::vector<Candidate> inside;
+    static thread_local std::vector<std::int32_t> counts(1 << 11);
+    static thread_local std::vector<double> masses(1 << 11);
+    inside.clear();
+    for (std::int64_t i = 0; i < count; ++i)
+        inside.push_back({depth_of(room.scaled[i]), room.scaled[i], room.kept[i]});
     std::int64_t before = 0;
     double mass = 0;
-    for (std::uint32_t bucket = 0; bucket < (1u << BITS); ++bucket) {
-        if (counts[bucket] == 0) continue;
-        if (!stop(before + counts[bucket], mass + masses[bucket])) {
-            before += counts[bucket];
-            mass += masses[bucket];
-            continue;
+    float reached = -std::numeric_limits<float>::infinity();
+    for (const auto& [shift, bits] : {std::pair{20, 11}, std::pair{10, 10}, std::pair{0, 10}}) {
+        const std::uint32_t buckets = 1u << bits;
+        std::fill_n(counts.begin(), buckets, 0);
+        std::fill_n(masses.begin(), buckets, 0.0);
+        for (const Candidate& each : inside) {
+            const std::uint32_t bucket = each.depth >> shift & (buckets - 1);
+            ++counts[bucket];
+            masses[bucket] += each.weight;
         }
-        inside.clear();
-        for (std::int64_t i = 0; i < count; ++i)
-            if (depth_of(room.scaled[i]) >> SHIFT == bucket) inside.emplace_back(room.scaled[i], room.kept[i]);
-        std::sort(inside.begin(), inside.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-        for (const auto& each : inside) {
-            ++before;
-            mass += each.second;
-            if (stop(before, mass)) return each.first;
+        std::uint32_t chosen = buckets, last = buckets;
+        for (std::uint32_t bucket = 0; bucket < buckets && chosen == buckets; ++bucket) {
+            if (counts[bucket] == 0) continue;
+            last = bucket;
+            if (stop(before + counts[bucket], mass + masses[bucket])) {
+                chosen = bucket;
+            } else {
+                before += counts[bucket];
+                mass += masses[bucket];
+            }
         }
-        return inside.back().first;
+        if (chosen == buckets) {
+            if (shift == 20) return reached;  // all of them are not enough
+            // The whole bucket was enough, its parts add up to a little less: rounding.  The last part it is.
+            chosen = last;
+        }
+        std::size_t kept = 0;
+        for (const Candidate& each : inside)
+            if ((each.depth >> shift & (buckets - 1)) == chosen) inside[kept++] = each;
+        inside.resize(kept);
+        reached = inside.front().scaled;
+        if (kept == 1) break;
     }
-    return -std::numeric_limits<float>::infinity();
+    return reached;
 }
 
 std::int64_t choose(const float* x, std::int64_t vocab, const Choice& choice, Room& room) {
