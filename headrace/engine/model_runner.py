@@ -81,7 +81,8 @@ class ModelRunner:
 
         Writes K/V of every chunk and returns a token for every chunk that samples, and how many of its drafts are right
         (wrong ones leave values that nothing reads before they are written again).  A sequence whose values are not
-        finite is reported in `failed`, and its blocks are cleaned; the others are not touched by it.
+        finite is reported in `failed`, and its blocks are cleaned; the others are not touched by it (but who shares
+        what it computes in this very step has no result either: the scheduler lets those start over).
         """
         if not batch.chunks:
             return RunnerOutput(StepResult(()))
@@ -112,11 +113,13 @@ class ModelRunner:
         ]
         logits = self._forward.logits(hidden[rows]) if sampled else hidden[:0]
         failed |= self._failures(logits, sampled, "logits")
-        if failed:
-            self._cache.scrub([b for c in chunks if c.sequence.request_id in failed for b in c.sequence.block_table])
+        spoilt = set(failed)
+        if spoilt:
+            self._cache.scrub([b for c in chunks if c.sequence.request_id in spoilt for b in c.sequence.block_table])
             logits = logits.nan_to_num(0.0, 0.0, 0.0)
+            failed = own_failures(chunks, failed, self.config.block_size)
         for chunk, row in zip(chunks, last_rows, strict=True):
-            if wants_prompt(chunk) and chunk.sequence.request_id not in failed:
+            if wants_prompt(chunk) and chunk.sequence.request_id not in spoilt:
                 collect(chunk, hidden[row + 1 - chunk.length : row + 1], self._forward.logits)
         if not sampled:
             return RunnerOutput(StepResult((), failed))
@@ -165,3 +168,19 @@ class ModelRunner:
             torch.set_num_threads(self.config.num_threads if self._native is None else 1)
             if self._native is not None:
                 self._native.set_num_threads(self.config.num_threads)
+
+
+def own_failures(chunks: Sequence[Chunk], failed: dict[str, str], block_size: int) -> dict[str, str]:
+    """`failed` without those who only read, in this same step, what another failed chunk wrote.
+
+    A prefix that two new requests share is computed once, by the first of them in the batch.  NaN in its chunk reaches
+    all rows of it, those of the prefix too (a masked score is NaN + -inf), and through these the second request.
+    """
+    own: dict[str, str] = {}
+    written: set[int] = set()
+    for sequence, start, length, *_ in chunks:
+        if sequence.request_id in failed:
+            if written.isdisjoint(sequence.block_table):
+                own[sequence.request_id] = failed[sequence.request_id]
+            written.update(sequence.block_table[start // block_size : (start + length - 1) // block_size + 1])
+    return own

@@ -33,10 +33,9 @@ def write_tiny_model(directory: Path, **changes: object) -> Path:
 async def real(
     directory: Path, options: ServerOptions | None = None, **args: object
 ) -> AsyncIterator[tuple[AsyncEngine, Served]]:
-    declared = {"max_model_len": 4096, "max_num_seqs": 8, "num_gpu_blocks_override": 320, "num_threads": 1, **args}
-    config, _ = resolve(
-        EngineArgs(model=str(directory), served_model_name=(MODEL,), load_format="dummy", **declared)  # type: ignore[arg-type]
-    )
+    declared = {"max_model_len": 4096, "max_num_seqs": 8, "num_gpu_blocks_override": 320, "num_threads": 1}
+    declared |= {"load_format": "dummy", **args}
+    config, _ = resolve(EngineArgs(model=str(directory), served_model_name=(MODEL,), **declared))  # type: ignore[arg-type]
     engine = AsyncEngine.from_config(config)
     try:
         async with serving(engine, options) as served:
