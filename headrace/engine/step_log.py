@@ -114,7 +114,7 @@ class StepLog:
         prefill = decode = drafted = kv_tokens = pairs = rows = 0
         for sequence, start, length, samples, drafts in batch.chunks:
             drafted += len(drafts)
-            rows += samples
+            rows += 1 + len(drafts) if samples else 0
             if start < sequence.prefill_length:
                 prefill += length
                 pairs += length * (2 * start + length)

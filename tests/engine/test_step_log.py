@@ -13,12 +13,14 @@ import pytest
 from engine_world import ScriptedRunner, config, request
 
 from headrace.clock import FakeClock
-from headrace.core.batch import Batch
+from headrace.core.batch import Batch, Chunk
+from headrace.core.sequence import Sequence
 from headrace.engine import step_log
 from headrace.engine.config import EngineArgs, resolve
 from headrace.engine.engine import Engine
 from headrace.engine.step_log import StepLog, StepLogConfig
 from headrace.errors import ConfigError
+from headrace.lab.sim.stepwise import step_shape
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -59,6 +61,18 @@ def test_a_line_says_what_the_step_did(tmp_path: Path) -> None:
     assert first == work | state | {"chunks": [["a", 0, 5], ["b", 0, 2]]}
     assert (second["prefill_tokens"], second["decode_tokens"], second["finished"]) == (0, 2, 1)
     assert (third["prefill_tokens"], third["decode_tokens"], third["admitted"]) == (4, 1, 1)  # c took a's place
+
+
+def test_each_draft_is_a_row_of_logits_for_the_log_and_the_simulator(tmp_path: Path) -> None:
+    guessing, plain, unfinished = (Sequence(request(name, "hello")) for name in "abc")
+    chunks = (Chunk(guessing, 4, 4, True, (7, 8, 9)), Chunk(plain, 4, 1, True), Chunk(unfinished, 0, 3, False))
+    batch = Batch(1, chunks)
+    log = StepLog(StepLogConfig(tmp_path / "steps.jsonl"), {})
+    log.record(batch, (), 1.0, 2.0, running=3, waiting=0, kv_used=6, kv_free=2)
+    log.close()
+    _, step = lines(tmp_path / "steps.jsonl")
+    assert (step["rows"], step["drafted"]) == (4 + 1 + 0, 3)
+    assert step_shape(batch).rows == step["rows"]
 
 
 def test_a_preemption_and_what_is_computed_again_are_seen(tmp_path: Path) -> None:

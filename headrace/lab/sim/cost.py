@@ -29,7 +29,7 @@ class StepShape(NamedTuple):
     kv_tokens       K, context of the decodes: keys and values that are read for them
     pairs           A, query-key pairs of the prompts' chunks: sum of n (2 start + n) over chunks of n tokens, which is
                     twice the usual n (start + n/2) and so stays a whole number
-    rows            R, positions whose logits are sampled
+    rows            R, positions whose logits are computed: one a sequence that samples, and one a draft
     sequences       N, chunks of the step
     """
 

@@ -248,9 +248,9 @@ class _Loop:
 def step_shape(batch: Batch) -> StepShape:
     """The features that a step's duration depends on."""
     prefill = decodes = kv_tokens = pairs = rows = tokens = 0
-    for sequence, start, length, samples, _ in batch.chunks:
+    for sequence, start, length, samples, drafts in batch.chunks:
         tokens += length
-        rows += samples
+        rows += 1 + len(drafts) if samples else 0
         if start < sequence.prefill_length:
             prefill += length
             pairs += length * (2 * start + length)
