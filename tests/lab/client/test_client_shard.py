@@ -72,10 +72,10 @@ def test_two_processes_keep_one_schedule() -> None:
 
 
 def test_ctrl_c_reaches_every_process_and_keeps_what_they_measured(tmp_path: Path) -> None:
-    hanging = threading.Semaphore(0)
+    hanging, answered = threading.Semaphore(0), threading.Semaphore(2)
 
     def answers_two_then_hangs(seen: Seen) -> Answer:
-        if "/v1/completions" not in seen.path or len(server.completions()) <= 2:
+        if "/v1/completions" not in seen.path or answered.acquire(blocking=False):
             return model_server(seen)
         hanging.release()
         return Answer(hang=True)
