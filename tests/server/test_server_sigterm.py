@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +21,7 @@ HEAD = (
 )
 FLAGS = ["--max-model-len", "2048", "--max-num-seqs", "48", "--kv-cache-memory-bytes", "64M"]
 MARGIN_S = 15  # for a machine that does other things as well
+LOOK_EVERY_S = 0.05
 
 
 async def one_stream(server: ServerProcess, begun: asyncio.Queue[None]) -> str:
@@ -59,20 +59,27 @@ async def endings(server: ServerProcess, *signals: signal.Signals) -> Counter[st
     return Counter(await asyncio.gather(*streams))
 
 
+async def exit_code(server: ServerProcess, within_s: float) -> int | None:
+    """None when it still runs.  Counts looks and not seconds: while the machine stands still, the server does too."""
+    for _ in range(round(within_s / LOOK_EVERY_S)):
+        if (code := server.popen.poll()) is not None:
+            return code
+        await asyncio.sleep(LOOK_EVERY_S)
+    return server.popen.poll()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", range(10))
 def test_every_stream_has_its_end_and_the_process_keeps_to_its_timeout(run: int, model_directory: Path) -> None:
     """Fewer seats than streams: some run, some have not begun.  None can end by itself in a second."""
 
-    @in_loop_for(120)
+    @in_loop_for(300)
     async def scenario() -> None:
         with served_process(model_directory, *FLAGS, "--shutdown-timeout", "1") as server:
             ends = await endings(server, signal.SIGTERM)
-            signalled_s = time.monotonic()
-            assert set(ends) <= {"finish", "error"} and ends.total() == STREAMS, ends
+            assert set(ends) <= {"finish", "error"} and ends.total() == STREAMS, (ends, server.log[-5:])
             assert ends["error"] > 0
-            code = await asyncio.to_thread(server.popen.wait, 1 + MARGIN_S)
-            assert code == 0 and time.monotonic() - signalled_s < 1 + MARGIN_S
+            assert await exit_code(server, MARGIN_S) == 0, server.log[-5:]
 
     scenario()
 
@@ -80,12 +87,12 @@ def test_every_stream_has_its_end_and_the_process_keeps_to_its_timeout(run: int,
 @pytest.mark.slow
 @pytest.mark.parametrize("run", range(10))
 def test_a_second_signal_does_not_wait(run: int, model_directory: Path) -> None:
-    @in_loop_for(120)
+    @in_loop_for(300)
     async def scenario() -> None:
         with served_process(model_directory, *FLAGS, "--shutdown-timeout", "600") as server:
             ends = await endings(server, signal.SIGTERM, signal.SIGINT)
-            assert set(ends) <= {"finish", "error"} and ends.total() == STREAMS, ends
+            assert set(ends) <= {"finish", "error"} and ends.total() == STREAMS, (ends, server.log[-5:])
             assert ends["error"] > 0
-            assert await asyncio.to_thread(server.popen.wait, MARGIN_S) == 130
+            assert await exit_code(server, MARGIN_S) == 130, server.log[-5:]
 
     scenario()
