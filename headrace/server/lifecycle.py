@@ -23,7 +23,7 @@ from headrace.server.state import ServedEngine, Service
 logger = logging.getLogger("headrace.server")
 
 KEEP_ALIVE_S = 75  # longer than the 60 s of common clients: the side that waits longer avoids resets between requests
-AFTER_DRAIN_S = 5  # for clients that do not read the end of their stream
+AFTER_DRAIN_S = 10  # for clients that read the end of their stream slowly or not at all, on a machine that is busy
 
 
 def serve(engine_factory: Callable[[], ServedEngine], options: ServerOptions) -> int:

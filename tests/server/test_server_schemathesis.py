@@ -75,7 +75,7 @@ def run(server: ServerProcess, directory: Path, *arguments: str) -> int:
     ("arguments", "least"),
     [
         (("--phases", "fuzzing,stateful", "-n", "3", "--seed", "1"), 40),
-        pytest.param(("-n", "150"), 10_000, marks=pytest.mark.slow),
+        pytest.param(("-n", "600"), 10_000, marks=pytest.mark.slow),
     ],
     ids=["bounded", "all"],
 )
