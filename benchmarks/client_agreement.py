@@ -7,6 +7,8 @@
 Starts the server, runs both clients in turn on the same constant arrivals and lengths, and prints the median of each
 metric over the rounds for both, with their difference.  The seed changes with the round, so no prompt comes twice.
 `timed` is a server of scripted timing, fresh for each run: an engine's own runs differ by more than clients do.
+`--together` runs both at the same time on one server, so that they meet the same seconds of it: with `--rate inf
+--max-concurrency N` each is N users, and neither can be favoured by a slow spell of the machine.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 KEYS = (
@@ -80,28 +83,43 @@ def measure_timed(tool: str, args: argparse.Namespace, seed: int, where: Path) -
         server.wait(20)
 
 
-def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict[str, float]:
+def command_of(tool: str, args: argparse.Namespace, seed: int, where: Path) -> list[str]:
+    """The client's command; it writes its result to `where`/TOOL-SEED.json."""
     vllm = [args.client, "bench", "serve", "--backend", "openai"]
     ours = [sys.executable, "-m", "headrace.cli.main", "bench"]
-    name = f"{tool}-{seed}.json"
-    command = [
+    # vLLM's parser has no word for a constant rate; a narrow gamma is one.
+    constant = "1e9" if tool == "vllm" else "inf"
+    return [
         *(vllm if tool == "vllm" else ours),
         *("--base-url", f"http://127.0.0.1:{args.port}", "--model", args.model, "--dataset-name", "random"),
-        *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len)),
-        *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", "inf"),
+        *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len), "--ignore-eos"),
+        *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", constant),
         *(("--max-concurrency", str(args.max_concurrency)) if args.max_concurrency else ()),
         *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
-        *("--save-result", "--result-dir", str(where), "--result-filename", name, "--disable-tqdm"),
+        *("--save-result", "--result-dir", str(where), "--result-filename", f"{tool}-{seed}.json", "--disable-tqdm"),
     ]
-    if tool == "vllm":
-        command[command.index("--burstiness") + 1] = (
-            "1e9"  # its parser has no word for a constant rate, a narrow gamma is one
-        )
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    if done.returncode not in (0, 4):
-        raise SystemExit(f"{tool} ended with {done.returncode}:\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
-    result: dict[str, float] = json.loads((where / name).read_text())
-    return result
+
+
+def measure_all(tools: Sequence[str], args: argparse.Namespace, seed: int, where: Path) -> list[dict[str, float]]:
+    """Each client's result; more than one client run at the same time."""
+    seeds = {tool: seed + (tool == "vllm") for tool in tools}
+    logs = {tool: (where / f"{tool}-{seeds[tool]}.log").open("w+") for tool in tools}
+    running = {
+        tool: subprocess.Popen(command_of(tool, args, seeds[tool], where), stdout=logs[tool], stderr=logs[tool])
+        for tool in tools
+    }
+    results = []
+    for tool, process in running.items():
+        if process.wait(timeout=600) not in (0, 4):
+            logs[tool].seek(0)
+            raise SystemExit(f"{tool} ended with {process.returncode}:\n{logs[tool].read()[-3000:]}")
+        logs[tool].close()
+        results.append(json.loads((where / f"{tool}-{seeds[tool]}.json").read_text()))
+    return results
+
+
+def measure(tool: str, args: argparse.Namespace, seed: int, where: Path) -> dict[str, float]:
+    return measure_all([tool], args, seed, where)[0]
 
 
 def main() -> None:
@@ -112,6 +130,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--running", action="store_true", help="the server listens on --port already: only measure")
     parser.add_argument("--eager", action="store_true", help="vLLM without its compilation, which takes minutes")
+    parser.add_argument("--together", action="store_true", help="both clients at the same time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.0)
@@ -119,6 +138,8 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=32)
     args = parser.parse_args()
+    if args.together and args.server == "timed":
+        parser.error("--together needs one server for both: --server headrace or vllm")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         server = None if args.running or args.server == "timed" else start(args, directory / "server.log")
@@ -129,8 +150,9 @@ def main() -> None:
                 run("headrace", args, 999, directory)  # the first requests warm the server up
             for number in range(args.rounds):
                 order = ["headrace", "vllm"] if number % 2 == 0 else ["vllm", "headrace"]
-                for tool in order:
-                    found[tool].append(run(tool, args, 2 * number + (tool == "vllm"), directory))
+                both = measure_all(order, args, 2 * number, directory) if args.together else []
+                for index, tool in enumerate(order):
+                    found[tool].append(both[index] if both else run(tool, args, 2 * number, directory))
                     print(tool, {key: round(found[tool][-1][key], 2) for key in KEYS}, flush=True)
         finally:
             if server is not None:

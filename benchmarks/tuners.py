@@ -195,7 +195,7 @@ def main() -> None:
                 cell, runs = ours(place, len(place.settings) // 4)
                 spent = time.perf_counter() - start
                 for label, way in (("headrace", None), *((k, w) for k, w in ways.items() if k != "headrace")):
-                    for allowed in (runs,) if way is None else (runs, len(place.settings) // 4):
+                    for allowed in (runs,) if way is None else dict.fromkeys((runs, len(place.settings) // 4)):
                         chosen, count = (cell, runs) if way is None else way(place, allowed)
                         loss = 1 - place.scores[chosen] / best if chosen is not None else 1.0
                         key = label if way is None else f"{label}, {'as many runs' if allowed == runs else 'a quarter'}"

@@ -64,12 +64,12 @@ def _rate(output: str, task: str) -> float:
     return float(json.loads(output.strip().splitlines()[-1])["tokens_per_s"])
 
 
-def contestants(model: Path, peers: Path, prepared: Path) -> dict[str, Contestant]:
+def contestants(model: Path, peers: Path, prepared: Path, scale: float) -> dict[str, Contestant]:
     """All that could take part, by name; `needs` says what must be there."""
     cores = str(usable_cores()[0])
 
     def runner(name: str, python: Path | str, *options: str, **extra: object) -> Contestant:
-        program = (str(python), str(HERE / f"run_{name}.py"), *options, "--task", "TASK")
+        program = (str(python), str(HERE / f"run_{name}.py"), *options, "--task", "TASK", "--scale", str(scale))
         return Contestant(program, **extra)  # type: ignore[arg-type]
 
     def llama(kind: str) -> Contestant:
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, required=True)
     parser.add_argument("--prepared", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the mixed requests' lengths, for slow machines")
     parser.add_argument("--tasks", nargs="+", default=["mixed", "prompt", "single"])
     parser.add_argument("--only", nargs="+", help="names of contestants; default: all that are there")
     parser.add_argument("--ours", default=OURS, help="whose rate the ratios are of")
@@ -109,11 +110,16 @@ def main() -> None:
     given = parser.parse_args()
     model, peers = given.model.resolve(), given.peers.resolve()
     prepared = (given.prepared or given.model.with_name(given.model.name + "-peers")).resolve()
-    known = contestants(model, peers, prepared)
+    known = contestants(model, peers, prepared, given.scale)
     if unknown := set(given.only or ()) - known.keys():
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     there = {n: c for n, c in known.items() if (c.needs is None or c.needs.exists()) and n in (given.only or known)}
-    kept: dict[str, object] = {"model": model.name, "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "tasks": {}}
+    kept: dict[str, object] = {
+        "model": model.name,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "scale": given.scale,
+        "tasks": {},
+    }
     for task in given.tasks:
         limits = probe("float32", usable_cores()[0], 64 << 20)
         print(f"\n{task}: tok/s; the machine reads {limits.bytes_per_s / 1e9:.0f} GB/s, ", end="")

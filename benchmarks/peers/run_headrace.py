@@ -25,7 +25,7 @@ def main() -> None:
         answers = llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
         return sum(len(answer.outputs[0].token_ids) for answer in answers)
 
-    report(run_task(given.task, generate), dtype=llm.config.dtype, threads=llm.config.num_threads)
+    report(run_task(given.task, generate, given.scale), dtype=llm.config.dtype, threads=llm.config.num_threads)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
         prompts = [ov.Tensor(np.array([ids], dtype=np.int64)) for ids, _ in requests]
         return sum(len(answer.m_generation_ids[0]) for answer in pipe.generate(prompts, configs))
 
-    report(run_task(given.task, generate), dtype=given.dtype)
+    report(run_task(given.task, generate, given.scale), dtype=given.dtype)
 
 
 if __name__ == "__main__":

@@ -148,9 +148,9 @@ def _answers(server: Server) -> bool:
         return False
 
 
-def _turn(server: Server, others: Sequence[Server]) -> float:
+def _turn(server: Server, others: Sequence[Server], scale: float) -> float:
     before = [other.cpu_s() for other in others]
-    rate = server.send(mixed())
+    rate = server.send(mixed(scale=scale))
     for other, cpu_s in zip(others, before, strict=True):
         other.idle_cpu_s += other.cpu_s() - cpu_s
     return rate
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--vllm-dtype", default="auto")
     parser.add_argument("--both-cores", action="store_true", help="give vLLM both cores; it takes one by default")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the mixed requests' lengths, for slow machines")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     model = given.model.resolve()
@@ -176,7 +177,7 @@ def main() -> None:
         for server in servers:
             server.send(mixed(8, seed=3))
             print(f"{server.name}: first answer {server.first_answer_s:.1f} s after its start", flush=True)
-        measures = {s.name: partial(_turn, s, [o for o in servers if o is not s]) for s in servers}
+        measures = {s.name: partial(_turn, s, [o for o in servers if o is not s], given.scale) for s in servers}
         rates = take_turns(measures, given.rounds, lambda line: print(f"  {line}", flush=True))
         for server in servers:
             values = rates[server.name]

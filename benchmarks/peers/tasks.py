@@ -17,16 +17,16 @@ SINGLE_TOKENS = 64
 REPEATS = 3
 
 
-def mixed(count: int = 64, seed: int = 1) -> list[Request]:
+def mixed(count: int = 64, seed: int = 1, scale: float = 1.0) -> list[Request]:
     """`count` requests that arrive together: prompts of 110 to 330 tokens, answers of 50 to 150, uniform.
 
-    With the defaults 14,988 prompt and 6,396 output tokens.
+    With the defaults 14,988 prompt and 6,396 output tokens.  `scale` shortens both alike, for slow machines.
     """
     rng = random.Random(seed)
     made = []
     for _ in range(count):
         prompt, output = rng.randint(110, 330), rng.randint(50, 150)
-        made.append((_ids(rng, prompt), output))
+        made.append((_ids(rng, prompt)[: round(prompt * scale)], max(2, round(output * scale))))
     return made
 
 
@@ -42,7 +42,7 @@ Generate = Callable[[Sequence[Request]], int]
 """Serve the requests together, return how many tokens were generated."""
 
 
-def run_task(name: str, generate: Generate, prompt_tokens: int = 512) -> float:
+def run_task(name: str, generate: Generate, scale: float = 1.0, prompt_tokens: int = 512) -> float:
     """Tokens/s of one task, warmed up.
 
     mixed    prompt and output tokens of the mixed requests over the time for all of them
@@ -51,7 +51,7 @@ def run_task(name: str, generate: Generate, prompt_tokens: int = 512) -> float:
     """
     generate(mixed(2, seed=3))
     if name == "mixed":
-        requests = mixed()
+        requests = mixed(scale=scale)
         return _total(requests) / _seconds(generate, requests)
     if name == "prompt":
         return prompt_tokens / _median([_seconds(generate, one(prompt_tokens, 1, seed)) for seed in range(REPEATS)])
@@ -90,6 +90,7 @@ def runner_arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the mixed requests' lengths")
     return parser.parse_args()
 
 
