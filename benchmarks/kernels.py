@@ -2,7 +2,6 @@
 
 For the matrices of Qwen2.5-0.5B: the rate of products and of weights read, each beside what the probes reach
 (multiply-adds in registers; one pass over memory beyond the caches).  The larger share is what binds.
-Shares of the int8 peak above 100 % are the probe's fault: see docs/kernels.md.
 Best of many repetitions; layers take turns on copies that do not fit into the caches together.
 
     python benchmarks/kernels.py [--threads 1 2] [--rows 1 4 8 ...] [--formats fp32 bf16 int8]

@@ -261,6 +261,11 @@ class AsyncEngine:
         tell = getattr(self._engine.runner, "memory_bytes", None)
         return {} if tell is None else dict(tell())
 
+    @property
+    def step_weight_bytes(self) -> int:
+        """Bytes of weights that a step reads if it uses all experts; 0 for a runner that does not tell."""
+        return int(getattr(self._engine.runner, "step_weight_bytes", 0))
+
     def set_observer(self, observer: Observer) -> None:
         """Who is told about steps, tokens and ends from now on."""
         self._observer = observer

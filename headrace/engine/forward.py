@@ -25,9 +25,14 @@ from headrace.engine.step_inputs import InputBuilder
 
 
 class Forward(Protocol):
-    """One forward pass over a batch; writes keys and values of every chunk.  `num_bytes` are weights and tables."""
+    """One forward pass over a batch; writes keys and values of every chunk.
+
+    num_bytes    weights and tables
+    step_bytes   those of them that a step reads as a whole: not tables of which it takes rows
+    """
 
     num_bytes: int
+    step_bytes: int
 
     def run(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, list[int]]:
         """(hidden states of all rows, the row of each chunk's last position); the rows of a chunk follow each other."""
@@ -51,6 +56,7 @@ class NativeForward:
         self._decoder = NativeDecoder(decoder, attention, config.max_model_len)
         self._inputs = InputBuilder(config.max_num_seqs, config.max_model_len, config.block_size)
         self.num_bytes = decoder.num_bytes + self._decoder.num_bytes
+        self.step_bytes = decoder.step_bytes
 
     def run(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, list[int]]:
         inputs = self._inputs.build(chunks)
@@ -97,6 +103,7 @@ class TorchForward:
         everywhere = rotary(shape.rope_theta, shape.rope_scaling)
         self._rotaries = everywhere, everywhere if shape.local_rope is None else rotary(*shape.local_rope)
         self.num_bytes = decoder.num_bytes + sum({id(each): each.num_bytes for each in self._rotaries}.values())
+        self.step_bytes = decoder.step_bytes
 
     def run(self, chunks: tuple[Chunk, ...]) -> tuple[Tensor, list[int]]:
         inputs = self._inputs(chunks)

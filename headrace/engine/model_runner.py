@@ -76,6 +76,11 @@ class ModelRunner:
         """Bytes held: "weights" (rotary tables and the packed copy of a tied head included) and "kv_cache"."""
         return {"weights": self._forward.num_bytes, "kv_cache": self._cache.num_bytes}
 
+    @property
+    def step_weight_bytes(self) -> int:
+        """Weights that a step reads if it uses all experts: not the embedding, unless the head is the same matrix."""
+        return self._forward.step_bytes
+
     def run(self, batch: Batch) -> RunnerOutput:
         """Compute one batch: prefill and decode together in one forward pass.
 

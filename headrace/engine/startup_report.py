@@ -11,9 +11,9 @@ from headrace.engine import kernels
 from headrace.engine.config import GIB, EngineConfig
 from headrace.engine.dtypes import DTYPE_BYTES, kv_bytes_per_token
 from headrace.engine.model_files import read_facts
+from headrace.engine.models.shape import ModelShape
 from headrace.engine.probe import measure
 from headrace.sizing.memory import sequences_that_fit
-from headrace.sizing.modules import Described
 from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
 
@@ -58,7 +58,7 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
         f"KV cache: {config.num_kv_blocks:,} blocks of {config.block_size} = {config.kv_tokens:,} tokens in "
         f"{config.kv_cache_dtype}",
         f"Maximum concurrency for {config.max_model_len:,} tokens per request: {sequences:.2f}x",
-        *(_speed(config, facts.shape, held.get("weights", 0)) if probe else ()),
+        *(_speed(config, facts.shape, engine.step_weight_bytes) if probe else ()),
         f"sampling defaults: {defaults or 'none (temperature 1)'}; "
         f"end tokens {sorted(engine.tokenizer.eos_token_ids)}; "
         f"chat template {template if engine.tokenizer.has_chat_template else 'none: only /v1/completions'}",
@@ -76,14 +76,16 @@ def _kernels(config: EngineConfig, torch_version: str) -> str:
     return f"kernels: native linear layers with {isa}, {config.num_threads} threads; {torch_version} for the rest"
 
 
-def _speed(config: EngineConfig, shape: Described, held_weight_bytes: int) -> list[str]:
+def _speed(config: EngineConfig, shape: ModelShape, step_weight_bytes: int) -> list[str]:
     """The machine's rates, and the tokens/s that they allow at most."""
-    machine = measure(config.dtype, config.num_threads, held_weight_bytes)
-    size = DTYPE_BYTES[config.dtype]
-    bound = roofline(shape, held_weight_bytes, size, machine.bytes_per_s, machine.flops_per_s)
+    scheme = shape.quantization
+    is_int8 = config.to_int8 or (scheme is not None and scheme.has_int8_activations)
+    kind = "int8" if is_int8 and kernels.native() is not None else config.dtype
+    machine = measure(kind, config.num_threads, step_weight_bytes)
+    bound = roofline(shape, step_weight_bytes, machine.bytes_per_s, machine.flops_per_s)
     return [
         f"machine: reads {machine.bytes_per_s / 1e9:.1f} GB/s, computes {machine.flops_per_s / 1e9:.0f} GFLOP/s in "
-        f"{config.dtype} with {config.num_threads} threads (measured in {machine.seconds:.2f} s)",
+        f"{kind} with {config.num_threads} threads (measured in {machine.seconds:.2f} s)",
         f"that allows at most {bound.decode_tokens_per_s:,.0f} tokens/s to one sequence "
         f"({bound.step_bytes / 1e9:.2f} GB a step) and {bound.prefill_tokens_per_s:,.0f} tokens/s to prompts "
         f"({bound.flops_per_token / 1e9:.2f} GFLOP a token)",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from headrace.sizing.memory import kv_bytes_per_token, parameters
+from headrace.sizing.memory import parameters
 from headrace.sizing.modules import Described, Module, Role
 
 
@@ -26,22 +26,20 @@ class Roofline:
 
 def roofline(
     shape: Described,
-    held_weight_bytes: int,
-    dtype_bytes: int,
+    weight_bytes: int,
     bytes_per_s: float,
     flops_per_s: float,
-    context: int = 0,
+    context_bytes: int = 0,
 ) -> Roofline:
-    """The bounds for weights of `held_weight_bytes` on a machine of `bytes_per_s` and `flops_per_s`.
+    """The bounds on a machine of `bytes_per_s` and `flops_per_s`.
 
-    A decode step reads every weight once but the embedding table, of which it takes one row, and the experts that
-    its token does not use; with `context`, also the keys and values of that many tokens.
+    A decode step reads `weight_bytes` but the experts that its token does not use, and `context_bytes` of keys and
+    values.  An embedding table of which it takes a row is not in `weight_bytes`; one that is the head as well is.
     """
     count = parameters(shape)
     products = count.attention + count.mlp + (count.head or count.embedding)
     idle = (count.mlp - count.active_mlp) / products
-    read = max(1, held_weight_bytes - count.embedding * dtype_bytes)
-    step_bytes = int(read * (1 - idle)) + context * kv_bytes_per_token(shape, dtype_bytes)
+    step_bytes = max(1, int(weight_bytes * (1 - idle)) + context_bytes)
     flops = 2 * (count.attention + count.active_mlp)
     return Roofline(step_bytes, flops, bytes_per_s / step_bytes, flops_per_s / flops)
 

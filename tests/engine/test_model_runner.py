@@ -156,6 +156,7 @@ def test_memory_is_what_the_formulas_say(tmp_path: Path) -> None:
     copies = 2 if kernels.native() is None else 1  # a native head looks up rows as well
     embedding_and_head, rotary = copies * 64 * 32, 2 * 128 * 8
     assert memory["weights"] == 4 * (linear + embedding_and_head + rotary)
+    assert runner.step_weight_bytes == 4 * (linear + 64 * 32)  # the head is read in each step, one matrix or two
 
 
 def test_padding_is_small_and_bounds_the_number_of_shapes() -> None:

@@ -29,7 +29,8 @@ class Loaded:
         assert config.model_path is not None
         self.config = config
         self.count = parameters(read_facts(config.model_path).shape)
-        self.held = (self.count.total + self.count.embedding) * 2  # a tied head is packed: a second copy
+        self.held = self.count.total * 2  # a tied head is the embedding as well
+        self.step_weight_bytes = self.held
 
     def memory_bytes(self) -> dict[str, int]:
         return {"weights": self.held, "kv_cache": 2 * GIB}
@@ -60,13 +61,18 @@ def test_the_rates_of_the_machine_bound_the_tokens(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(startup_report, "measure", measure)
     text = "\n".join(startup_report.after_loading(engine, 1.0))  # type: ignore[arg-type]
-    assert asked == [config.dtype, 2, engine.held]
+    assert asked == [config.dtype, 2, engine.step_weight_bytes]
     assert "machine: reads 50.0 GB/s, computes 400 GFLOP/s in bfloat16 with 2 threads (measured in 0.10 s)" in text
     step = engine.count.total * 2
     assert f"at most {50e9 / step:,.0f} tokens/s to one sequence" in text
     flops = 2 * (engine.count.attention + engine.count.mlp)
     assert f"and {400e9 / flops:,.0f} tokens/s to prompts" in text
     assert re.search(r"Maximum concurrency for 4,096 tokens per request: \d+\.\d\dx", text)
+    asked.clear()
+    eight = Loaded(dataclasses.replace(config, quantization="int8"))
+    text = "\n".join(startup_report.after_loading(eight, 1.0))  # type: ignore[arg-type]
+    kind = "int8" if kernels.native() is not None else config.dtype  # torch has no probe of int8
+    assert asked[0] == kind and f"in {kind} with 2 threads" in text
     asked.clear()
     quiet = startup_report.after_loading(engine, 1.0, probe=False)  # type: ignore[arg-type]
     assert not asked and not any(line.startswith("machine") for line in quiet)

@@ -116,7 +116,8 @@ class Decoder:
         self.norm = RMSNorm(norm_weight(loader, shape, "model.norm.weight"), shape.rms_norm_eps)
         self.head = tied_head or loader.linear("lm_head")
         layers = sum(layer.num_bytes for layer in self.layers)
-        self.num_bytes = self._embedding.num_bytes + layers + self.head.num_bytes
+        self.step_bytes = layers + self.head.num_bytes  # a tied head is the table too, and read as a whole
+        self.num_bytes = self._embedding.num_bytes + self.step_bytes
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Rows of the embedding `[rows, hidden_size]`, scaled where the family does that."""
