@@ -28,7 +28,7 @@ SHAPES = {
 ROWS = (1, 4, 8, 16, 32, 64, 128, 512)
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 READ_BYTES = 256 << 20
-COPIES_BYTES = 64 << 20  # more than a core's share of the last cache
+COPIES_BYTES = 256 << 20  # eight times a last cache of 32 MiB: of twice as much, part stays in it
 MANY_ROWS = 64  # from here on weights are read once for many products: caches matter little
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     memory = torch.ones(READ_BYTES, dtype=torch.uint8)
     for threads in args.threads:
         native.set_num_threads(threads)
-        reads = native.read_rate(memory.data_ptr(), memory.nbytes, 5)
+        reads = native.read_rate(memory.data_ptr(), memory.nbytes, 20)
         for name in args.formats:
             peak = max(native.peak_rate(name, 3000) for _ in range(200))  # short: between interruptions
             print(
