@@ -37,30 +37,34 @@ class Contestant:
     """A program that runs a task and prints its rate as JSON in its last line.
 
     tasks      those that it can do
-    arguments  before the task's name
+    options    of one task, for a program that does not know our tasks by name
     """
 
     program: tuple[str, ...]
     tasks: tuple[str, ...] = ("mixed", "prompt", "single")
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     needs: Path | None = None
 
     def run(self, task: str) -> float:
-        """Tokens/s.  Exits with the end of the program's output when it fails."""
+        """Tokens/s."""
+        return _rate(self.output(task, *self.options.get(task, ())))
+
+    def output(self, task: str, *more: str) -> str:
+        """What it printed, with `more` arguments.  Exits with the end of that when it fails."""
         environ = {**os.environ, **self.environ, "TOKENIZERS_PARALLELISM": "false"}
         with tempfile.TemporaryFile("w+") as errors:
-            command = [part.replace("TASK", task) for part in self.program]
+            command = [*(part.replace("TASK", task) for part in self.program), *more]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ, cwd=HERE)
             if done.returncode:
                 errors.seek(0)
                 sys.exit(f"{' '.join(command)}\n{errors.read()[-3000:]}{done.stdout[-2000:]}")
-        return _rate(done.stdout, task)
+        return done.stdout
 
 
-def _rate(output: str, task: str) -> float:
-    if output.lstrip().startswith("["):  # llama-bench: a list of tests
-        tests = {"prompt" if test["n_gen"] == 0 else "single": test for test in json.loads(output)}
-        return float(tests[task]["avg_ts"])
+def _rate(output: str) -> float:
+    if output.lstrip().startswith("["):  # llama-bench: a list of tests, here of one
+        return float(json.loads(output)[0]["avg_ts"])
     return float(json.loads(output.strip().splitlines()[-1])["tokens_per_s"])
 
 
@@ -74,8 +78,9 @@ def contestants(model: Path, peers: Path, prepared: Path, scale: float) -> dict[
 
     def llama(kind: str) -> Contestant:
         binary, file = peers / "llamacpp/build/bin/llama-bench", prepared / f"{kind}.gguf"
-        options = ("-t", cores, "-p", "512", "-n", "64", "-r", "3", "-o", "json")
-        return Contestant((str(binary), "-m", str(file), *options), ("prompt", "single"), needs=file)
+        program = (str(binary), "-m", str(file), "-t", cores, "-r", "3", "-o", "json")
+        options = {"prompt": ("-p", "512", "-n", "0"), "single": ("-p", "0", "-n", "64")}
+        return Contestant(program, tuple(options), options, needs=file)
 
     of_model, ov = ("--model", str(model)), ("--model", str(prepared / "openvino"))
     vllm, openvino = peers / "vllm/bin/python", peers / "openvino/bin/python"

@@ -1,8 +1,8 @@
-"""headrace offline on one task.  Settings are those that the peers get: budget 512, 64 sequences, no prefix cache."""
+"""headrace offline on one task.  Settings are those that the peers get: budget 512, 64 sequences."""
 
 from collections.abc import Sequence
 
-from tasks import Request, report, run_task, runner_arguments
+from tasks import Request, answer, runner_arguments
 
 from headrace import LLM, SamplingParams
 
@@ -13,10 +13,10 @@ def main() -> None:
     llm = LLM(
         model=given.model,
         dtype=given.dtype,
-        max_model_len=4096,
+        max_model_len=given.max_model_len,
         max_num_batched_tokens=512,
         max_num_seqs=64,
-        enable_prefix_caching=False,
+        enable_prefix_caching=given.prefix_caching,
         **chosen,
     )
 
@@ -25,7 +25,7 @@ def main() -> None:
         answers = llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
         return sum(len(answer.outputs[0].token_ids) for answer in answers)
 
-    report(run_task(given.task, generate, given.scale), dtype=llm.config.dtype, threads=llm.config.num_threads)
+    answer(given, generate, dtype=llm.config.dtype, threads=llm.config.num_threads)
 
 
 if __name__ == "__main__":

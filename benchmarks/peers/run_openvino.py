@@ -6,7 +6,7 @@ its 8-bit cache, which is its default on a CPU.
 
 from collections.abc import Sequence
 
-from tasks import Request, report, run_task, runner_arguments
+from tasks import Request, answer, runner_arguments
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     settings.max_num_batched_tokens = 512
     settings.max_num_seqs = 64
     settings.dynamic_split_fuse = True
-    settings.enable_prefix_caching = False
+    settings.enable_prefix_caching = given.prefix_caching
     settings.cache_size = 2  # GiB
     hints = {"INFERENCE_PRECISION_HINT": given.dtype, "KV_CACHE_PRECISION": given.quantization or given.dtype}
     pipe = genai.ContinuousBatchingPipeline(given.model, settings, "CPU", hints)
@@ -33,7 +33,7 @@ def main() -> None:
         prompts = [ov.Tensor(np.array([ids], dtype=np.int64)) for ids, _ in requests]
         return sum(len(answer.m_generation_ids[0]) for answer in pipe.generate(prompts, configs))
 
-    report(run_task(given.task, generate, given.scale), dtype=given.dtype)
+    answer(given, generate, dtype=given.dtype)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks import Request, report, run_task, runner_arguments
+from tasks import Request, answer, runner_arguments
 
 
 def main() -> None:
@@ -12,10 +12,10 @@ def main() -> None:
     llm = LLM(
         model=given.model,
         dtype=given.dtype,
-        max_model_len=4096,
+        max_model_len=given.max_model_len,
         max_num_batched_tokens=512,
         max_num_seqs=64,
-        enable_prefix_caching=False,
+        enable_prefix_caching=given.prefix_caching,
         disable_log_stats=True,
     )
 
@@ -24,7 +24,7 @@ def main() -> None:
         answers = llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
         return sum(len(answer.outputs[0].token_ids) for answer in answers)
 
-    report(run_task(given.task, generate, given.scale), dtype=given.dtype)
+    answer(given, generate, dtype=given.dtype)
 
 
 if __name__ == "__main__":

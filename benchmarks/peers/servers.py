@@ -4,8 +4,7 @@
 
 Servers run with their defaults but for the settings that both get: 4,096 tokens at most, a budget of 512, 64 sequences,
 no prefix cache.  They stay up over all rounds (vLLM takes minutes to start); the seconds of processor that the idle
-one used are told, and how long each took from its start to its first answer, and what memory it holds beyond its
-weights and KV cache.
+one used are told, how long each took from its start to its first answer, and what memory it holds (more: startup.py).
 """
 
 from __future__ import annotations
@@ -13,139 +12,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from compare import BOTH_CORES, OURS, VLLM
-from tasks import Request, mixed, one
+from served import Server, started
+from tasks import mixed
 from turns import ratios, spread, take_turns
 
-from headrace.lab.client import conduct
-from headrace.lab.workload.samples import Sample, Workload
-from headrace.lab.workload.spec import WorkloadSpec
-from headrace.lab.workload.tokens import open_tokenizer
-
-READY_TIMEOUT_S = 900.0
-SETTINGS = ("--max-model-len", "4096", "--max-num-batched-tokens", "512", "--max-num-seqs", "64")
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(slots=True)
-class Server:
-    """A process group that serves `model` on a loopback port."""
-
-    name: str
-    model: Path
-    process: subprocess.Popen[bytes]
-    port: int
-    started_s: float
-    first_answer_s: float = 0.0
-    idle_cpu_s: float = 0.0
-    clients: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def send(self, requests: Sequence[Request]) -> float:
-        """Total tok/s of the requests, sent together."""
-        samples = tuple(Sample(i, tuple(ids), len(ids), output) for i, (ids, output) in enumerate(requests))
-        spec = WorkloadSpec(num_prompts=len(samples), temperature=0.0, ignore_eos=True, tokenizer=str(self.model))
-        tokenizer = open_tokenizer(spec.tokenizer, base_url=self.url, model=str(self.model), headers={})
-        work = Workload(samples, (), tokenizer.name, 1.0)
-        run = conduct(self.url, spec, work, model=str(self.model), tokenizer=tokenizer)
-        answered = sum(record.output_tokens_server or 0 for record in run.records)
-        expected = sum(output for _, output in requests)
-        if answered != expected:
-            sys.exit(f"{self.name} answered {answered} tokens instead of {expected}")
-        self.clients.append(run.verdict.level)
-        return (sum(len(ids) for ids, _ in requests) + answered) / run.duration_s
-
-    def group(self) -> list[int]:
-        """The server's processes."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                if entry.name.isdigit() and os.getpgid(int(entry.name)) == self.process.pid:
-                    found.append(int(entry.name))
-        return found
-
-    def cpu_s(self) -> float:
-        total = 0
-        for pid in self.group():
-            with contextlib.suppress(OSError):
-                values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += int(values[11]) + int(values[12])
-        return total / TICKS
-
-    def memory_bytes(self) -> int:
-        """Proportional set size: pages that its processes share count once, mapped files while in memory."""
-        total = 0
-        for pid in self.group():
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-        return total
-
-    def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@contextlib.contextmanager
-def started(
-    name: str, model: Path, program: Sequence[str], environ: Mapping[str, str], flags: Sequence[str] = ()
-) -> Iterator[Server]:
-    """A server that has given its first answer."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*program, "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *SETTINGS]
-    with tempfile.TemporaryFile() as log:
-        begin = time.monotonic()
-        process = subprocess.Popen(
-            [*command, "--no-enable-prefix-caching", *flags],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **environ},
-            start_new_session=True,
-        )
-        server = Server(name, model, process, port, begin)
-        try:
-            while not _answers(server):
-                if process.poll() is not None or time.monotonic() - begin > READY_TIMEOUT_S:
-                    log.seek(0)
-                    sys.exit(f"{name} did not start\n" + log.read().decode(errors="replace")[-3000:])
-                time.sleep(0.05)
-            server.send(one(16, 1))
-            server.first_answer_s = time.monotonic() - begin
-            yield server
-        finally:
-            server.stop()
-
-
-def _answers(server: Server) -> bool:
-    try:
-        with urllib.request.urlopen(server.url + "/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+SETTINGS = (
+    *("--max-model-len", "4096", "--max-num-batched-tokens", "512", "--max-num-seqs", "64"),
+    "--no-enable-prefix-caching",
+)
+HEADRACE = (sys.executable, "-m", "headrace.cli.main")
 
 
 def _turn(server: Server, others: Sequence[Server], scale: float) -> float:
@@ -168,12 +50,13 @@ def main() -> None:
     given = parser.parse_args()
     model = given.model.resolve()
     with contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(started(OURS, model, (sys.executable, "-m", "headrace.cli.main"), {}))]
+        servers = [stack.enter_context(started(OURS, model, HEADRACE, {}, SETTINGS))]
         if given.vllm:
             name = "vllm, both cores" if given.both_cores else "vllm"
             environ = VLLM | (BOTH_CORES if given.both_cores else {})
             program = (str(given.vllm / "bin/python"), str(given.vllm / "bin/vllm"))
-            servers.append(stack.enter_context(started(name, model, program, environ, ("--dtype", given.vllm_dtype))))
+            flags = (*SETTINGS, "--dtype", given.vllm_dtype)
+            servers.append(stack.enter_context(started(name, model, program, environ, flags)))
         for server in servers:
             server.send(mixed(8, seed=3))
             print(f"{server.name}: first answer {server.first_answer_s:.1f} s after its start", flush=True)

@@ -15,6 +15,8 @@ Request = tuple[list[int], int]
 FIRST_ID, LAST_ID = 3, 15999  # any tokenizer of 16,000 entries has them, and none is special
 SINGLE_TOKENS = 64
 REPEATS = 3
+GRID_TOKENS = 16  # of each sequence that are timed
+OWN_TOKENS = 4  # by which the prompts of one cell differ
 
 
 def mixed(count: int = 64, seed: int = 1, scale: float = 1.0) -> list[Request]:
@@ -60,6 +62,29 @@ def run_task(name: str, generate: Generate, scale: float = 1.0, prompt_tokens: i
     raise SystemExit(f"there is no task {name!r}: mixed, prompt or single")
 
 
+def run_grid(generate: Generate, batches: Sequence[int], contexts: Sequence[int]) -> list[dict[str, float]]:
+    """Decoding rates by batch and context (see grid.py); needs a prefix cache.
+
+    All prompts of a context are its first tokens and a few of their own, and each context begins with the one before:
+    so every context is computed once.  A cell's rate is that of the tokens after the first, as in `single`.
+    """
+    generate(mixed(2, seed=3))
+    text, cells = _ids(random.Random(5), max(contexts)), []
+    for context in sorted(contexts):
+        generate([(text[:context] + _ids(random.Random(6), OWN_TOKENS), 1)])
+        for batch in batches:
+            rates = []
+            for repeat in range(REPEATS):
+                rng = random.Random(1000 * repeat + batch)
+                prompts = [text[:context] + _ids(rng, OWN_TOKENS) for _ in range(batch)]
+                first_s = _seconds(generate, [(prompt, 1) for prompt in prompts])
+                all_s = _seconds(generate, [(prompt, 1 + GRID_TOKENS) for prompt in prompts])
+                rates.append(batch * GRID_TOKENS / (all_s - first_s))
+            cells.append({"batch": batch, "context": context, "tokens_per_s": _median(rates)})
+            cells[-1] |= {"least": min(rates), "most": max(rates)}
+    return cells
+
+
 def _single(generate: Generate, seed: int) -> float:
     first = _seconds(generate, one(16, 1, seed))
     return SINGLE_TOKENS / (_seconds(generate, one(16, 1 + SINGLE_TOKENS, seed)) - first)
@@ -91,9 +116,19 @@ def runner_arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
     parser.add_argument("--scale", type=float, default=1.0, help="of the mixed requests' lengths")
-    return parser.parse_args()
+    parser.add_argument("--batches", type=int, nargs="+", default=[])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[])
+    given = parser.parse_args()
+    given.prefix_caching = given.task == "grid"
+    given.max_model_len = max([4096, *(context + 512 for context in given.contexts)])
+    return given
 
 
-def report(rate: float, **facts: object) -> None:
-    """The runner's last line, which `compare.py` reads."""
-    print(json.dumps({"tokens_per_s": rate, **facts}), flush=True)
+def answer(given: argparse.Namespace, generate: Generate, **facts: object) -> None:
+    """Run the task that was asked for, and print the runner's last line, which `compare.py` and `grid.py` read."""
+    result: dict[str, object]
+    if given.task == "grid":
+        result = {"cells": run_grid(generate, given.batches, given.contexts)}
+    else:
+        result = {"tokens_per_s": run_task(given.task, generate, given.scale)}
+    print(json.dumps(result | facts), flush=True)

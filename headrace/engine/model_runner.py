@@ -97,10 +97,11 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run one step's shapes without touching the cache, so that the first request does not pay for kernels
-        that oneDNN builds on first use."""
+        that oneDNN builds on first use.  Native kernels are built; all that they do first is take their buffers."""
         self._use_threads()
+        most = 256 if self._native is None else 16
         with torch.inference_mode():
-            for rows in (1, min(self.config.max_num_batched_tokens, 256)):
+            for rows in (1, min(self.config.max_num_batched_tokens, most)):
                 self._forward.logits(self._forward.warm_up(rows))
 
     def _run(self, chunks: tuple[Chunk, ...]) -> RunnerOutput:

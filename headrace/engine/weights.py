@@ -64,14 +64,17 @@ class Checkpoint:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def take(self, name: str) -> Tensor:
-        """The tensor, converted to the model's dtype.  ConfigError when its shape or type is not the expected one."""
+    def take(self, name: str, *, keep: bool = True) -> Tensor:
+        """The tensor, converted to the model's dtype.  ConfigError when its shape or type is not the expected one.
+
+        With `keep` False it may be a view of the file, to be read before that is closed.
+        """
         tensor = self.take_stored(name)
         assert tensor is not None, name
         if tensor.dtype not in _FLOAT_DTYPES:
             raise ConfigError(f"tensor {name} is {tensor.dtype}; accepted: float32, float16, bfloat16")
-        # A tensor of the right dtype is still a view of the memory map: copy, so that the file can be closed.
-        return tensor.to(self._dtype, copy=True)
+        # A tensor of the right dtype is still a view of the memory map: a copy lets the file be closed.
+        return tensor.to(self._dtype, copy=keep)
 
     def take_stored(self, name: str) -> Tensor | None:
         """The tensor as stored, a view of the file that must not be kept; None where there is none of that name."""
@@ -108,8 +111,8 @@ class RandomWeights:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def take(self, name: str) -> Tensor:
-        """The tensor of that name: depends on (seed, name) only, not on what was taken before."""
+    def take(self, name: str, *, keep: bool = True) -> Tensor:
+        """The tensor of that name: depends on (seed, name) only, not on what was taken before; always a new one."""
         shape = self._expected[name]
         if name.endswith("norm.weight"):
             return torch.full(shape, self._norm_gain(name) - self._norm_offset, dtype=self._dtype)

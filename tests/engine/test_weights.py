@@ -28,6 +28,16 @@ def test_tensors_are_converted_to_the_requested_dtype(tmp_path: Path) -> None:
     assert embedding.flatten().tolist() == list(range(8))
 
 
+def test_what_is_not_kept_is_not_copied(tmp_path: Path) -> None:
+    save_file(tensors(), tmp_path / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    with Checkpoint(tmp_path, EXPECTED, torch.float32) as checkpoint:
+        view, again, own = (checkpoint.take(name, keep=keep) for keep in (False, False, True))
+        assert view.untyped_storage().data_ptr() == again.untyped_storage().data_ptr()  # the file
+        assert torch.equal(own, view) and own.data_ptr() != view.data_ptr()
+    assert own.flatten().tolist() == list(range(8))  # after the file was closed
+
+
 def test_missing_and_unexpected_names_are_both_told(tmp_path: Path) -> None:
     found = tensors(**{"model.layers.0.experts.weight": torch.ones(1)})
     del found["model.norm.weight"]

@@ -22,8 +22,8 @@ from headrace.errors import ConfigError
 class Source(Protocol):
     """Where tensors come from: `weights.Checkpoint` or `weights.RandomWeights`."""
 
-    def take(self, name: str) -> Tensor:
-        """In the model's dtype."""
+    def take(self, name: str, *, keep: bool = True) -> Tensor:
+        """In the model's dtype; with `keep` False valid only until the source is closed, and not to be written."""
         ...
 
     def take_stored(self, name: str) -> Tensor | None:
@@ -103,7 +103,8 @@ class Loader:
 
     def embedding(self, name: str, *, tied: bool) -> tuple[Embedding | TiedEmbedding, Projection | None]:
         """(the embedding, the head made of the same numbers when they are tied)."""
-        table = self._source.take(name)
+        is_shared = tied and not self._to_int8 and self._native is not None
+        table = self._source.take(name, keep=not is_shared)
         if not tied:
             return Embedding(table, self.activations), None
         if self._to_int8:
@@ -134,7 +135,7 @@ class Loader:
 
     def _weights(self, name: str) -> _Weights:
         if name not in self._layout.quantized:
-            weight = self._source.take(f"{name}.weight")
+            weight = self._source.take(f"{name}.weight", keep=False)  # packed, joined or quantised: copied anyway
             quantize = self._to_int8 and not self._layout.modules[name].is_router
             return _Int8(*int8_rows(weight)) if quantize else weight
         module, scheme = self._layout.modules[name], self._scheme
