@@ -41,7 +41,7 @@ LIMITS = {
 
 
 def measured(home: Path) -> tuple[list[Measured], dict[str, dict[str, float]], dict[str, float]]:
-    """Cells with the first run's records; the mean over runs by cell; and the runs' relative spread by metric."""
+    """Cells with their runs' records; the mean over runs by cell; and the runs' relative spread by metric."""
     study = study_from_json((home / "study.json").read_text(encoding="utf-8"), source=str(home))
     means = {cell.name: measured_means(cell) for cell in study.cells}
     spreads = {}
@@ -66,7 +66,8 @@ def main() -> None:
     args = parser.parse_args()
     cells, means, spreads = measured(args.campaigns[0])
     if args.records_only:
-        cells = [replace(cell, step_log=Path("none")) for cell in cells]
+        forgotten = Path("none")
+        cells = [replace(c, runs=tuple(replace(run, step_log=forgotten) for run in c.runs)) for c in cells]
     names = args.on or choose(cells)
     calibration, names = calibrate_on_campaign(cells, names)
     print(f"calibrated on {', '.join(names)} ({calibration.source})")
@@ -81,7 +82,7 @@ def main() -> None:
         for cell in cells:
             if home == args.campaigns[0] and cell.name in names:
                 continue
-            found = predict_cell(cell.name, cell.config, (cell.traffic,), calibration.fit, draws=0)
+            found = predict_cell(cell.name, cell.config, cell.traffic, calibration.fit, draws=0)
             errors = {key: error_of(found.metrics[key], means[cell.name][key]) for key in LIMITS}
             rows.append({"campaign": home.name, "cell": cell.name, "error": errors})
     width = max(len(row["cell"]) for row in rows)

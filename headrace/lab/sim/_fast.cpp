@@ -790,6 +790,7 @@ class Simulation {
         if (steps == 0) return false;
         segment(steps, started, shape, num_waiting(), 0);
         num_steps_ += steps;
+        idle_ = 0;
         advance(steps, first, taken);
         return true;
     }

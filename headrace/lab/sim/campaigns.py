@@ -34,32 +34,49 @@ TERMS = ("base_s", "token_s", "kv_token_s", "delay_s")
 SHOWN = ("duration", "mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "median_itl_ms", "mean_e2el_ms")
 _MOST_CALIBRATING = 4
 _CLIENT = "client"
+_SAME_POOL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One measured cell as the simulator needs it: its first believable run."""
+class MeasuredRun:
+    """What one run sent and saw: seconds of single requests from their sending, in the traffic's order, NaN: failed."""
 
-    name: str
-    config: SchedulerConfig
     traffic: Traffic
     ttft_s: np.ndarray
     e2e_s: np.ndarray
     metrics: Mapping[str, float]
-    settings: Mapping[str, Any]
     step_log: Path
 
-    def observation(self, every: int = 1) -> Observation:
-        """What a fit may learn from it: all of its requests, or every second one (then no aggregates)."""
-        kept = np.arange(len(self.ttft_s)) % every == 0
-        return Observation(
-            self.name,
-            self.config,
-            (self.traffic,),
-            self.metrics if every == 1 else {},
-            np.where(kept, self.ttft_s, np.nan),
-            np.where(kept, self.e2e_s, np.nan),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measured cell as the simulator needs it, with its believable runs: a machine's mood is in each of them."""
+
+    name: str
+    config: SchedulerConfig
+    settings: Mapping[str, Any]
+    runs: tuple[MeasuredRun, ...]
+
+    @property
+    def traffic(self) -> tuple[Traffic, ...]:
+        return tuple(run.traffic for run in self.runs)
+
+    def observations(self, every: int = 1) -> list[Observation]:
+        """What a fit may learn from it: all requests of its runs, or every second one (then no aggregates)."""
+        found = []
+        for run in self.runs:
+            kept = np.arange(len(run.ttft_s)) % every == 0
+            found.append(
+                Observation(
+                    self.name,
+                    self.config,
+                    (run.traffic,),
+                    run.metrics if every == 1 else {},
+                    np.where(kept, run.ttft_s, np.nan),
+                    np.where(kept, run.e2e_s, np.nan),
+                )
+            )
+        return found
 
 
 def resimulated(study: Study, home: Path) -> Study:
@@ -85,7 +102,7 @@ def _by_target(cells: Sequence[Measured]) -> list[list[Measured]]:
 def _simulated(study: Study, cells: Sequence[Measured]) -> dict[str, Any]:
     calibration, names = calibrate_on_campaign(cells)
     predictions = [
-        predict_cell(cell.name, cell.config, (cell.traffic,), calibration.fit, seen=calibration.seen) for cell in cells
+        predict_cell(cell.name, cell.config, cell.traffic, calibration.fit, seen=calibration.seen) for cell in cells
     ]
     return _told(study, calibration, names, predictions)
 
@@ -112,11 +129,11 @@ def calibrate_on_campaign(
         names = choose(cells)
     chosen = [cell for cell in cells if cell.name in names]
     every = 1 if len(chosen) < len(cells) or len(cells) > 2 else 2
-    observations = [cell.observation(every) for cell in chosen]
-    logs = [read_step_log(cell.step_log) for cell in chosen if cell.step_log.is_file()]
-    if len(logs) == len(chosen):
+    observations = [each for cell in chosen for each in cell.observations(every)]
+    paths = [run.step_log for cell in chosen for run in cell.runs]
+    if all(path.is_file() for path in paths):
         # Every step is known: only the way from the client to the scheduler is left to learn.
-        by_steps = calibrate_on_steps(merged(logs), ", ".join(names))
+        by_steps = calibrate_on_steps(merged([read_step_log(path) for path in paths]), ", ".join(names))
         fit = fit_runs(observations, FRONT, start=(by_steps.fit.cost, FrontEnd()))
         source, extra = "step logs and records", by_steps.notes
     else:
@@ -150,24 +167,28 @@ def read_measured(study: Study, home: Path) -> list[Measured]:
     """The cells whose runs left records in `home` and whose servers stated what scheduling depends on."""
     found = []
     for cell in study.cells:
-        run = next((run for run in cell.runs if not run.invalid), None)
-        if run is None or "policy" not in cell.settings:
+        runs = [run for run in cell.runs if not run.invalid and "num_blocks" in {**run.settings, **cell.settings}]
+        read = [(run, each) for run in runs if (each := _measured(cell, run, home)) is not None]
+        if not read or "policy" not in cell.settings:
             continue
-        measured = _measured(cell, run, home)
-        if measured is not None:
-            found.append(measured)
+        settings = {**read[0][0].settings, **cell.settings}
+        settings = {key: value for key, value in settings.items() if value is not None and value != "auto"}
+        config = scheduler_config(settings, settings["num_blocks"])
+        # The pool follows the free memory of the moment; a run with quite another one is another cell to the scheduler.
+        pools = [{**run.settings, **cell.settings}["num_blocks"] for run, _ in read]
+        alike = [each for (_, each), pool in zip(read, pools, strict=True) if abs(pool / pools[0] - 1) <= _SAME_POOL]
+        found.append(Measured(cell.name, config, settings, tuple(alike)))
     return found
 
 
-def _measured(cell: Cell, run: RunResult, home: Path) -> Measured | None:
+def _measured(cell: Cell, run: RunResult, home: Path) -> MeasuredRun | None:
     directory = home / run.source
     client = directory / _CLIENT if (directory / _CLIENT).is_dir() else directory
-    settings = {**run.settings, **cell.settings}
-    if "num_blocks" not in settings or not client.is_dir():
+    if not client.is_dir():
         return None
     manifest, records = read_run(client)
     ordered = sorted(records, key=lambda record: (record.planned_ns, record.index))
-    limit = settings.get("max_concurrency")
+    limit = {**run.settings, **cell.settings}.get("max_concurrency")
     traffic = traffic_from_records(
         ordered, start_ns=int(manifest["start_ns"]), max_concurrency=limit if isinstance(limit, int) else None
     )
@@ -176,9 +197,7 @@ def _measured(cell: Cell, run: RunResult, home: Path) -> Measured | None:
         if record.ok and record.chunks:
             ttft[index] = (record.chunks[0].t_ns - record.sent_ns) / 1e9
             e2e[index] = (record.chunks[-1].t_ns - record.sent_ns) / 1e9
-    settings = {key: value for key, value in settings.items() if value is not None and value != "auto"}
-    config = scheduler_config(settings, settings["num_blocks"])
-    return Measured(cell.name, config, traffic, ttft, e2e, run.metrics, settings, directory / STEPS)
+    return MeasuredRun(traffic, ttft, e2e, run.metrics, directory / STEPS)
 
 
 def _told(

@@ -33,6 +33,8 @@ _LEAST_STEPS = 50
 # Constants and slopes tried beside the curve; one is kept only when it predicts the steps that it has not seen better.
 _LINEAR = ("kv_token_s", "pair_s", "sequence_s", "row_s")
 _KEPT_GAIN = 0.005
+# A step that took more than so many times what is usual is a stop of the machine: the rest of it belongs to no step.
+_HICCUP = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,12 @@ def _held_out(shapes: Floats, seconds: Floats, half: NDArray[np.bool_], terms: S
 
 
 def _fit(shapes: Floats, seconds: Floats, terms: Sequence[str]) -> StepCost:
-    """Non-negative least squares of relative errors, with large ones counted less (Huber's weights)."""
+    """Non-negative least squares of errors relative to the prediction, with large ones counted less (Huber's weights).
+
+    Relative to the measured seconds the fit would be low: a step that happens to be short would weigh more.  Slow steps
+    are more and farther off than fast ones, and what counts less in the fit still takes its time, so at the end the
+    level is set to that of all steps together.
+    """
     tokens = shapes[:, 0]
     knots = [k for k in _KNOTS if k < tokens.max()] or [1.0]
     knots.append(max(float(tokens.max()), knots[-1] + 1.0))
@@ -172,13 +179,15 @@ def _fit(shapes: Floats, seconds: Floats, terms: Sequence[str]) -> StepCost:
     columns = {"kv_token_s": 3, "pair_s": 4, "row_s": 5, "sequence_s": 6}
     design = np.stack([*hinges, *(shapes[:, columns[term]] for term in terms)], axis=1)
     scale = np.maximum(design.max(axis=0), 1e-300)
-    weight = np.ones(len(seconds))
-    for _ in range(6):
-        solution, _ = nnls(design / scale / seconds[:, None] * weight[:, None], weight)
-        left = design @ (solution / scale) / seconds - 1
+    weight, unit = np.ones(len(seconds)), seconds
+    for _ in range(8):
+        solution, _ = nnls(design / scale / unit[:, None] * weight[:, None], weight * seconds / unit)
+        unit = np.maximum(design @ (solution / scale), 1e-9)
+        left = seconds / unit - 1
         typical = max(1.5 * float(np.median(np.abs(left))), 1e-4)
         weight = np.sqrt(np.minimum(1.0, 1.5 * typical / np.maximum(np.abs(left), 1e-12)))
-    solution = solution / scale
+    level = float(np.minimum(seconds, _HICCUP * unit).sum() / unit.sum())
+    solution = solution / scale * level
     heights = np.cumsum(solution[: len(knots)])
     named = dict(zip(terms, map(float, solution[len(knots) :]), strict=True))
     curve = tuple(zip(knots, map(float, heights), strict=True))

@@ -95,7 +95,7 @@ def _seen(study: Study, name: str, out: Path, slo: Slo | None, max_concurrency: 
     metrics = dict(run.metrics)
     manifest, records = read_run(run_files(run_directory(out, name, 1), 1).client)
     if slo is not None:
-        met = sum(_meets(record, slo) for record in records)
+        met = sum(meets_slo(record, slo) for record in records)
         metrics[GOODPUT] = met / metrics["duration"] if metrics.get("duration") else 0.0
     try:
         traffic: Traffic | None = traffic_from_records(
@@ -106,7 +106,7 @@ def _seen(study: Study, name: str, out: Path, slo: Slo | None, max_concurrency: 
     return Seen(metrics, traffic)
 
 
-def _meets(record: RequestRecord, slo: Slo) -> bool:
+def meets_slo(record: RequestRecord, slo: Slo) -> bool:
     """As `sim.slo.meets`, of a measured request: latency counts from when it was due."""
     stamps = [chunk.t_ns for chunk in record.chunks if chunk.kind == "content"]
     if record.error_class is not None or not stamps or record.done_ns is None:

@@ -19,8 +19,10 @@ from headrace.errors import ConfigError
 from headrace.lab.tuner.surrogate import NOISE, Belief, Expected, believe, coordinates
 
 Floats = NDArray[np.float64]
-# A cell "can win" while its chance to be more than the tolerance better than the best is above this.
-CHANCE = 0.02
+# The search ends when the chance that any unmeasured cell is more than the tolerance better falls below this.
+CHANCE = 0.08
+# Below this chance to keep the bounds a cell is not tried while none is known that keeps them.
+_UNLIKELY = 0.02
 
 
 class Simulator(Protocol):
@@ -129,7 +131,7 @@ def _next(
     """The next cell and the reason; None when no unmeasured cell can win."""
     open_cells = [cell for cell in range(len(belief.mean)) if cell not in scores]
     hopeful = [cell for cell in open_cells if np.isfinite(belief.mean[cell]) and belief.keeps[cell] > 0]
-    likely = [cell for cell in hopeful if belief.keeps[cell] > CHANCE]
+    likely = [cell for cell in hopeful if belief.keeps[cell] > _UNLIKELY]
     if best is None:
         if likely:
             top = max(likely, key=lambda cell: belief.mean[cell] + math.log(belief.keeps[cell]))
@@ -146,7 +148,7 @@ def _next(
         return top, "the best that the simulation expects"
     target = belief.mean[best] + math.log1p(tolerance)
     chances = {cell: _chance(belief, cell, target) for cell in hopeful}
-    if max(chances.values()) < CHANCE:
+    if 1 - math.prod(1 - chance for chance in chances.values()) < CHANCE:
         return None, ""
     gains = {cell: _gain(belief, cell, belief.mean[best]) for cell in hopeful}
     cell = max(gains, key=lambda each: gains[each])

@@ -45,6 +45,11 @@ def test_fast_equals_stepwise_in_some_hundred_random_cases() -> None:
     assert preempting > 60
 
 
+def test_a_step_that_only_evicts_is_forgotten_after_a_jump() -> None:
+    """One of 50,000 cases: two such steps with a jump between them were taken for a scheduler that stands still."""
+    assert assert_equal(1_037_253).preemptions.any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_fast_equals_stepwise_in_50_000_random_cases(part: int) -> None:
