@@ -14,7 +14,13 @@ import pytest
 
 from headrace.errors import LaunchError
 from headrace.lab.campaign.launchers.classify import broken_rule, exited
-from headrace.lab.campaign.launchers.process import ProcessIdentity, ServerProcess, kill_by_nonce, log_tail
+from headrace.lab.campaign.launchers.process import (
+    ProcessIdentity,
+    ServerProcess,
+    kill_by_nonce,
+    log_tail,
+    processes_with,
+)
 from headrace.sizing.rules import ServeSettings, violations
 
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
@@ -87,6 +93,31 @@ def test_a_nonce_is_matched_whole() -> None:
         assert kill_by_nonce("headrace-test-1") == []
         assert other.poll() is None
         other.stdin.close()  # type: ignore[union-attr]
+
+
+WITHOUT_A_MARK = """
+import signal, subprocess, sys
+worker = subprocess.Popen(["/bin/sleep", "600"], env={}, start_new_session=sys.argv[1] == "apart")
+print("worker", worker.pid, flush=True)
+signal.pause() if sys.argv[2] == "lives" else sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(("place", "parent"), [("beside", "lives"), ("apart", "lives"), ("beside", "ends")])
+def test_workers_that_overwrote_their_environment_belong_to_the_server(place: str, parent: str, tmp_path: Path) -> None:
+    """As vLLM's do, which set a title: known by their parents and by their group, also when the server has ended."""
+    nonce = f"headrace-test-{place}-{parent}"
+    server = start(tmp_path, sys.executable, "-c", WITHOUT_A_MARK, place, parent, nonce=nonce)
+    wait_for(server.log, "worker")
+    worker = int(server.log.read_text().split("worker")[1].split()[0])
+    gone = os.pidfd_open(worker)
+    if parent == "lives":
+        assert {server.identity.pid, worker} <= set(processes_with(nonce))
+    else:
+        os.waitid(os.P_PID, server.identity.pid, os.WEXITED | os.WNOWAIT)
+        assert server.exit_code() == 7
+    server.kill()
+    assert select.select([gone], [], [], 10)[0], "the worker outlived its server"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A server as a process of ours: its own group, killed when the lab dies, signalled only after a check of identity.
 
 Process ids are reused.  So a process is known by its id *and* its start time *and* the machine's boot id, and what it
-spawned is known by a nonce in the environment.  Linux only (`/proc`, `prctl`).
+spawned is known by a nonce in the environment, by its group and by its parents: a process that gives itself a title
+(vLLM's workers do) overwrites its environment.  Linux only (`/proc`, `prctl`).
 """
 
 from __future__ import annotations
@@ -114,8 +115,16 @@ class ServerProcess:
         return cls(popen, ProcessIdentity.of(popen.pid), nonce, log, container_end)
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
-        return self._popen.poll()
+        """None while it runs; negative: the signal that ended it.
+
+        An ended one stays unreaped until `kill`: so long nobody else can get its id, nor the id of its group.
+        """
+        if self._popen.returncode is not None:
+            return self._popen.returncode
+        ended = os.waitid(os.P_PID, self.identity.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def stop(self, grace_s: float) -> int:
         """End it: SIGTERM (the server drains), then SIGKILL to the whole group.  Returns the exit code.
@@ -124,22 +133,24 @@ class ServerProcess:
         """
         try:
             if self.exit_code() is None:
-                self._popen.send_signal(signal.SIGTERM)  # not yet reaped, so the id is still its own
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._popen.wait(grace_s)
+                os.kill(self.identity.pid, signal.SIGTERM)
+                deadline = time.monotonic() + grace_s
+                while self.exit_code() is None and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
         finally:
             self.kill()
         return self._popen.returncode
 
     def kill(self) -> None:
         """SIGKILL to it and to all that it spawned; returns when none of them is left."""
-        if self.exit_code() is None:
-            # Unreaped: the leader's id, and with it the group's, cannot have been reused.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.identity.pid, signal.SIGKILL)
-        self._popen.wait()
-        end_container(self._container_end)
-        kill_by_nonce(self.nonce)
+        try:
+            kill_by_nonce(self.nonce)  # first, while its children still have it for a parent
+        finally:
+            if self._popen.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.identity.pid, signal.SIGKILL)
+                self._popen.wait()
+            end_container(self._container_end)
 
     def log_tail(self, lines: int = 20) -> str:
         return log_tail(self.log, lines)
@@ -175,7 +186,7 @@ def log_tail(log: Path, lines: int = 20, most_bytes: int = 16_384) -> str:
 
 
 def kill_by_nonce(nonce: str, *, patience_s: float = 5.0) -> list[int]:
-    """Kill every process of this user that carries `nonce` in its environment; returns their ids.
+    """Kill every process of this user that belongs to `nonce` (`processes_with`); returns their ids.
 
     For what a server left behind (workers), and for what a killed lab left behind.  Waits until they are gone.
     Raises LaunchError when some stay.
@@ -194,25 +205,43 @@ def kill_by_nonce(nonce: str, *, patience_s: float = 5.0) -> list[int]:
 
 
 def processes_with(nonce: str) -> list[int]:
-    """Ids of this user's live processes that carry `nonce` in their environment."""
+    """Ids of this user's live processes that carry `nonce` in their environment, are in the group of one that does,
+    or descend from one."""
     needle = f"{NONCE_VARIABLE}={nonce}".encode()
-    found = []
+    marked: set[int] = set()
+    table: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            # A zombie's environment reads as empty, so it counts as gone.
-            if needle in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+            environ = (entry / "environ").read_bytes()
+            fields = _fields(int(entry.name))
+            if fields is None or fields[0] in "ZX":
+                continue
+            table[int(entry.name)] = int(fields[1]), int(fields[2])
+            if needle in environ.split(b"\0"):
+                marked.add(int(entry.name))
+    if not marked:
+        return []
+    # A server is started as the leader of a group; nobody else's is in it.  The lab's own group is never meant.
+    groups = {table[pid][1] for pid in marked} - {os.getpgrp()}
+    found = marked | {pid for pid, (_, group) in table.items() if group in groups}
+    while more := {pid for pid, (parent, _) in table.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
     """(state letter, start time in ticks) from /proc; None when there is no such process."""
+    fields = _fields(pid)
+    return None if fields is None else (fields[0], int(fields[19]))
+
+
+def _fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat from the state letter on; None when there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     # The command name is in parentheses and may hold anything, even ") ": count from the last one.
-    fields = stat[stat.rindex(")") + 2 :].split()
-    return fields[0], int(fields[19])
+    return stat[stat.rindex(")") + 2 :].split()
