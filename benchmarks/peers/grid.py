@@ -7,8 +7,8 @@ To prefill 32 contexts of 4,096 tokens would take a quarter of an hour, so the s
 the prefix cache: it is computed once, and each sequence adds four tokens of its own and what it generates.  What is
 shared is read from memory once a step if it stays in the processor's cache meanwhile, so the limit of a cell is the
 larger of two times: for the products of all sequences at the machine's peak, and for the weights and the distinct keys
-and values at its read rate.  Contexts that are not shared read more.  The read rate and the peak are measured right
-before.  llama.cpp (llama-bench) has batch 1 only; OpenVINO's weights are in a format of its own, so it has no limit.
+and values at its read rate.  Contexts that are not shared read more.  The read rate and the peak are the better of
+before and after: a shared machine changes within minutes, and a share above 100 % says that it did.  llama.cpp has batch 1 only; OpenVINO's weights are in a format of its own, so it has no limit.
 """
 
 from __future__ import annotations
@@ -93,11 +93,17 @@ def main() -> None:
         if name not in (given.only or known) or not (contestant.needs is None or contestant.needs.exists()):
             continue
         weight, kv, kind = FORMATS.get(name.partition(",")[0], (0, 0, "float32"))
-        machine = measure(kind, usable_cores()[0], 64 << 20)
+        before = measure(kind, usable_cores()[0], 64 << 20)
         started_s = time.perf_counter()
         cells = cells_of(contestant, given.batches, given.contexts)
+        spent_s = time.perf_counter() - started_s
+        after = measure(kind, usable_cores()[0], 64 << 20)
+        reads, peak = (
+            max(pair) for pair in zip(*((p.bytes_per_s, p.flops_per_s) for p in (before, after)), strict=True)
+        )
+        machine = Probe(reads, peak, spent_s)
         print(
-            f"\n{name}: {time.perf_counter() - started_s:.0f} s in all; the machine reads "
+            f"\n{name}: {spent_s:.0f} s in all; the machine reads "
             f"{machine.bytes_per_s / 1e9:.1f} GB/s, multiplies {machine.flops_per_s / 1e9:.0f} G operations/s in {kind}"
         )
         kept[name] = {"cells": cells, "bytes_per_s": machine.bytes_per_s, "flops_per_s": machine.flops_per_s}
