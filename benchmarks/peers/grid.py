@@ -8,7 +8,8 @@ the prefix cache: it is computed once, and each sequence adds four tokens of its
 shared is read from memory once a step if it stays in the processor's cache meanwhile, so the limit of a cell is the
 larger of two times: for the products of all sequences at the machine's peak, and for the weights and the distinct keys
 and values at its read rate.  Contexts that are not shared read more.  The read rate and the peak are the better of
-before and after: a shared machine changes within minutes, and a share above 100 % says that it did.  llama.cpp has batch 1 only; OpenVINO's weights are in a format of its own, so it has no limit.
+before and after: a shared machine changes within minutes, and a share above 100 % says that it did.  llama.cpp has
+batch 1 only; OpenVINO's weights are in a format of its own, so it has no limit.
 """
 
 from __future__ import annotations
