@@ -5,7 +5,8 @@
     python benchmarks/client_agreement.py --server timed --model DIRECTORY --client /path/to/vllm
 
 Starts the server, runs both clients in turn on the same constant arrivals and lengths, and prints the median of each
-metric over the rounds for both, with their difference.  The seed changes with the round, so no prompt comes twice.
+metric over the rounds for both, with their difference.  Prompts are texts of exactly `--input-len` tokens from a file
+(each client's own random token ids come back from text as other numbers of tokens), and none comes twice.
 `timed` is a server of scripted timing, fresh for each run: an engine's own runs differ by more than clients do.
 `--together` runs both at the same time on one server, so that they meet the same seconds of it: with `--rate inf
 --max-concurrency N` each is N users, and neither can be favoured by a slow spell of the machine.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -25,6 +27,8 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+
+from tokenizers import Tokenizer
 
 KEYS = (
     *("completed", "total_input_tokens", "total_output_tokens", "duration", "request_throughput", "output_throughput"),
@@ -83,6 +87,21 @@ def measure_timed(tool: str, args: argparse.Namespace, seed: int, where: Path) -
         server.wait(20)
 
 
+def prompts(args: argparse.Namespace, seed: int, where: Path) -> Path:
+    """A file of JSON lines, a text of `--input-len` tokens each."""
+    rng = random.Random(seed)
+    tokenizer = Tokenizer.from_file(str(Path(args.model) / "tokenizer.json"))
+    path = where / f"prompts-{seed}.jsonl"
+    with path.open("w", encoding="utf-8") as out:
+        for _ in range(args.requests):
+            text = ""
+            while (size := len(tokenizer.encode(text).ids)) != args.input_len:
+                word = " " + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(1, 6)))
+                text = text + word if size < args.input_len else text[: rng.randrange(len(text))]
+            out.write(json.dumps({"prompt": text}) + "\n")
+    return path
+
+
 def command_of(tool: str, args: argparse.Namespace, seed: int, where: Path) -> list[str]:
     """The client's command; it writes its result to `where`/TOOL-SEED.json."""
     vllm = [args.client, "bench", "serve", "--backend", "openai"]
@@ -91,8 +110,15 @@ def command_of(tool: str, args: argparse.Namespace, seed: int, where: Path) -> l
     constant = "1e9" if tool == "vllm" else "inf"
     return [
         *(vllm if tool == "vllm" else ours),
-        *("--base-url", f"http://127.0.0.1:{args.port}", "--model", args.model, "--dataset-name", "random"),
-        *("--random-input-len", str(args.input_len), "--random-output-len", str(args.output_len), "--ignore-eos"),
+        *("--base-url", f"http://127.0.0.1:{args.port}", "--model", args.model, "--dataset-name", "custom"),
+        *(
+            "--dataset-path",
+            str(prompts(args, seed, where)),
+            "--custom-output-len",
+            str(args.output_len),
+            "--ignore-eos",
+        ),
+        *(("--skip-chat-template",) if tool == "vllm" else ()),
         *("--num-prompts", str(args.requests), "--request-rate", str(args.rate), "--burstiness", constant),
         *(("--max-concurrency", str(args.max_concurrency)) if args.max_concurrency else ()),
         *("--seed", str(seed), "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),

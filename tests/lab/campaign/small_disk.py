@@ -53,7 +53,8 @@ def main() -> None:
             assert {run: now[run] for run in kept} == kept, "a finished run changed"
             assert sorted(now) == [f"cells/{run}" for run in RUNS], f"number {number}, {size} KiB: {sorted(now)}"
             study = World(out).run(SEATS, repeats=REPEATS)
-            assert {cell.status for cell in study.cells} == {CellStatus.OK}
+            bad = [cell for cell in study.cells if cell.status is not CellStatus.OK]
+            assert not bad, f"number {number}, {size} KiB: {bad}"
             subprocess.run(["umount", place], check=True)
             print(f"{size} KiB: {'whole' if ended else 'full'} with {len(kept)} runs finished", flush=True)
     print(f"{full} of {sys.argv[1]} file systems of {SMALLEST} to {LARGEST} KiB were full; all campaigns were resumed")
