@@ -27,12 +27,14 @@ from headrace.engine.demo import DEMO_DIRECTORY
 from headrace.engine.model_runner import ModelRunner
 from headrace.engine.models.shape import model_shape
 from headrace.engine.models.tensors import linear_modules, other_tensors
+from headrace.engine.quant.layout import EXPANDED, PACKED, W4A8
 
 CONTEXT, BLOCK = 512, 16
 GROUP = 128
 FORMATS: dict[str, dict[str, Any] | None] = {
     "bf16": None,
-    "gptq int4, packed": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
+    "gptq int4, W4A8": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
+    "gptq int4, torch's": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
     "gptq int4, expanded": {"quant_method": "gptq", "bits": 4, "group_size": GROUP},
     "int8 W8A8": {
         "quant_method": "compressed-tensors",
@@ -46,6 +48,8 @@ FORMATS: dict[str, dict[str, Any] | None] = {
     },
     "fp8, expanded": {"quant_method": "fp8"},
 }
+
+INT4 = {"gptq int4, torch's": PACKED, "gptq int4, expanded": EXPANDED}
 
 
 def write_model(directory: Path, sizes: dict[str, int], quantization: dict[str, Any] | None) -> None:
@@ -73,7 +77,7 @@ def write_model(directory: Path, sizes: dict[str, int], quantization: dict[str, 
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def engine_config(directory: Path, threads: int, keep_int4: bool) -> EngineConfig:
+def engine_config(directory: Path, threads: int, int4: str) -> EngineConfig:
     return EngineConfig(
         model="random",
         served_model_names=("random",),
@@ -95,7 +99,7 @@ def engine_config(directory: Path, threads: int, keep_int4: bool) -> EngineConfi
         generation_config="vllm",
         chat_template=None,
         model_path=directory,
-        keep_int4=keep_int4,
+        int4=int4,
     )
 
 
@@ -134,7 +138,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), sizes, quantization)
             begin = time.perf_counter()
-            runners[name] = ModelRunner(engine_config(Path(folder), given.threads, keep_int4="packed" in name))
+            runners[name] = ModelRunner(engine_config(Path(folder), given.threads, INT4.get(name, W4A8)))
             loads[name] = time.perf_counter() - begin
     decodes = [tuple(Chunk(each, CONTEXT - 1, 1, True) for each in sequences[:count]) for count in (1, 8, 64)]
     cases = [Batch(0, chunks) for chunks in decodes] + [Batch(0, (Chunk(sequences[0], 0, CONTEXT, True),))]

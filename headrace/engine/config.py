@@ -16,6 +16,8 @@ from headrace.engine.dtypes import DTYPE_BYTES, kv_bytes_per_token, resolve_dtyp
 from headrace.engine.flag_values import parse_tokens
 from headrace.engine.model_files import ModelFacts, check_weights, locate, read_facts
 from headrace.engine.profiler import ProfilerConfig, read_profiler_config
+from headrace.engine.quant.int4_choice import choose_int4
+from headrace.engine.quant.layout import EXPANDED, W4A8
 from headrace.engine.speculative_config import describe, read_speculative_config
 from headrace.engine.step_log import StepLogConfig, read_step_log_config
 from headrace.errors import ConfigError
@@ -35,10 +37,6 @@ DEFAULT_KV_BYTES = 2 * GIB
 """A server nobody asked to be large should not take the machine: more KV cache than this is taken only when one
 sequence needs it, or when --gpu-memory-utilization is given."""
 DEFAULT_QUEUE = 8192
-INT4_ROWS = 8
-"""Rows of a step up to which torch's packed int4 product beats bf16 on expanded weights (measured, decision 6)."""
-INT4_EXPANDED_SHARE = 0.5
-"""Expanded int4 weights may take this share of the memory budget; the rest is for the KV cache."""
 DEFAULT_QUEUE_TOKENS = 4 << 20
 """Token ids of waiting prompts take about 36 bytes each in Python: this many take 150 MB."""
 
@@ -61,7 +59,8 @@ class EngineConfig:
     max_num_queued_reqs  requests that may wait for their first step; one more is refused
     quantization     "int8": linear layers and the head are quantised when they are loaded (W8A8); else the checkpoint's
                      method, or "none"
-    keep_int4        int4 weights stay packed; False: they are expanded to `dtype` when they are loaded
+    int4             int4 weights: "w4a8" stay packed and are multiplied by int8 tokens (native kernel), "packed" by
+                     tokens as they are (torch's kernel), "expanded" to `dtype` when they are loaded
     max_num_queued_tokens  tokens that the prompts of waiting requests may have together
     step_log         where each step is noted, or None
     profiler         where traces go, or None: there is no profiler
@@ -90,7 +89,7 @@ class EngineConfig:
     model_path: Path | None
     max_num_queued_reqs: int = DEFAULT_QUEUE
     max_num_queued_tokens: int = DEFAULT_QUEUE_TOKENS
-    keep_int4: bool = True
+    int4: str = W4A8
     step_log: StepLogConfig | None = None
     profiler: ProfilerConfig | None = None
     speculation: Speculation | None = None
@@ -205,7 +204,7 @@ class _Resolver:
         self.free = machine.free_memory_bytes() if free_memory_bytes is None else free_memory_bytes
         self.lines: list[str] = []
         self.said: set[str] = set()
-        self.keeps_int4 = True
+        self.int4 = W4A8
 
     def say(self, setting: str, value: object, why: str) -> None:
         self.said.add(setting)
@@ -268,7 +267,7 @@ class _Resolver:
             chat_template=self.chat_template(),
             model_path=path,
             max_num_queued_reqs=self.queue(),
-            keep_int4=self.keeps_int4,
+            int4=self.int4,
             max_num_queued_tokens=self.queued_tokens(),
             step_log=self.step_log(),
             profiler=self.profiler(),
@@ -458,8 +457,8 @@ class _Resolver:
         rows = settings.max_num_seqs * (1 + (speculation.num_speculative_tokens if speculation else 0))
         rows = min(rows, settings.max_num_batched_tokens)
         activations = sizing.activation_bytes(facts.shape, settings.max_num_batched_tokens, rows)
-        self.keeps_int4 = self.keep_int4(settings, facts, size)
-        weights = facts.weight_bytes(size, keep_int4=self.keeps_int4, to_int8=self.quantization == TO_INT8)
+        self.int4 = self.int4_weights(settings, facts, size)
+        weights = facts.weight_bytes(size, int4=self.int4, to_int8=self.quantization == TO_INT8)
         utilization = self.utilization()
         memory = MemoryFacts(
             free_bytes=self.free,
@@ -507,8 +506,8 @@ class _Resolver:
             )
         return settings
 
-    def keep_int4(self, settings: ServeSettings, facts: ModelFacts, size: int) -> bool:
-        """Whether int4 weights stay packed: for few rows that is faster, for many it is slower (decision 6)."""
+    def int4_weights(self, settings: ServeSettings, facts: ModelFacts, size: int) -> str:
+        """How int4 weights are kept: as the native kernel wants them, or as is faster with torch's (decision 6)."""
         quantization, experts = facts.shape.quantization, facts.shape.experts
         if quantization is None:
             if self.quantization == TO_INT8:
@@ -516,24 +515,21 @@ class _Resolver:
                 own = " (a tied head is a matrix of its own)" if facts.shape.tie_word_embeddings else ""
                 what = f"int8, tokens as well; {_gib(held)} instead of {_gib(plain)} of weights{own}"
                 self.say("quantization", what, "given; linear layers and head are quantised when they are loaded")
-            return True
+            return W4A8
         self.say("quantization", quantization, "config.json")
-        if not facts.is_int4:
-            return True
-        packed, expanded = (facts.weight_bytes(size, keep_int4=keep) for keep in (True, False))
-        rows = settings.max_num_seqs * (experts.per_token / experts.count if experts else 1)
-        if rows <= INT4_ROWS:
-            self.say("int4 weights", f"packed, {_gib(packed)}", "few sequences a step: the packed kernel is faster")
-            return True
-        if expanded > self.free * self.utilization() * INT4_EXPANDED_SHARE:
-            self.say("int4 weights", f"packed, {_gib(packed)}", f"expanded they would take {_gib(expanded)} of memory")
-            return True
-        self.say(
-            "int4 weights",
-            f"expanded when loaded, {_gib(expanded)} instead of {_gib(packed)}",
-            f"faster for many sequences a step; --max-num-seqs {INT4_ROWS} or less keeps them packed",
+        if quantization.bits != 4:
+            return W4A8
+        choice, what, why = choose_int4(
+            lambda kind: facts.weight_bytes(size, int4=kind),
+            rows=settings.max_num_seqs * (experts.per_token / experts.count if experts else 1),
+            budget_bytes=self.free * self.utilization(),
+            environ=self.environ,
+            has_native=kernels.native() is not None,
         )
-        return False
+        self.say("int4 weights", what, why)
+        if choice != EXPANDED and (unfit := facts.num_unfit_int4(choice)):
+            self.say(f"int4 weights of {unfit} modules", "expanded when loaded", "their sizes do not fit that kernel")
+        return choice
 
     def utilization(self) -> float:
         given = self.args.gpu_memory_utilization

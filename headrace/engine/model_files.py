@@ -15,7 +15,7 @@ from typing import Any
 from headrace.engine.demo import DEMO_DIRECTORY, DEMO_NAME
 from headrace.engine.models.shape import ModelShape, read_model_shape
 from headrace.engine.models.tensors import num_parameters
-from headrace.engine.quant.layout import loaded_bytes
+from headrace.engine.quant.layout import W4A8, loaded_bytes, unfit_int4
 from headrace.errors import ConfigError
 
 # Only what the engine reads: no pickles (.bin, .pt), no Python.
@@ -37,14 +37,13 @@ class ModelFacts:
     num_parameters: int
     tensor_names: frozenset[str] = frozenset()
 
-    def weight_bytes(self, dtype_bytes: int, *, keep_int4: bool = True, to_int8: bool = False) -> int:
-        """What the weights take in memory when the model computes in a dtype of that size."""
-        return loaded_bytes(self.shape, self.tensor_names, dtype_bytes, keep_int4=keep_int4, to_int8=to_int8)
+    def weight_bytes(self, dtype_bytes: int, *, int4: str = W4A8, to_int8: bool = False) -> int:
+        """What the weights take in memory when the model computes in a dtype of that size; `int4` as in `layout`."""
+        return loaded_bytes(self.shape, self.tensor_names, dtype_bytes, int4=int4, to_int8=to_int8)
 
-    @property
-    def is_int4(self) -> bool:
-        """Whether there are weights that may stay packed in 4 bits."""
-        return self.weight_bytes(4) < self.weight_bytes(4, keep_int4=False)
+    def num_unfit_int4(self, int4: str) -> int:
+        """Modules whose int4 weights are expanded because the packed kernel of that choice cannot hold them."""
+        return unfit_int4(self.shape, self.tensor_names, int4)
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """K and V of one token over all layers."""

@@ -61,7 +61,7 @@ class ModelRunner:
                 layout,
                 self.shape.quantization,
                 dtype,
-                keep_int4=config.keep_int4,
+                int4=config.int4,
                 to_int8=config.to_int8,
                 native=self._native,
             )

@@ -43,7 +43,7 @@ def after_loading(engine: AsyncEngine, seconds: float, *, probe: bool = True) ->
     assert config.model_path is not None
     facts = read_facts(config.model_path)
     predicted = {
-        "weights": facts.weight_bytes(DTYPE_BYTES[config.dtype], keep_int4=config.keep_int4, to_int8=config.to_int8),
+        "weights": facts.weight_bytes(DTYPE_BYTES[config.dtype], int4=config.int4, to_int8=config.to_int8),
         "kv_cache": config.kv_tokens * kv_bytes_per_token(facts.shape, config.kv_cache_dtype),
     }
     sequences = sequences_that_fit(config.num_kv_blocks, config.block_size, config.max_model_len)

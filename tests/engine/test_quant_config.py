@@ -13,6 +13,7 @@ from headrace.engine.demo import DEMO_DIRECTORY
 from headrace.engine.models.shape import ModelShape, model_shape
 from headrace.engine.models.tensors import linear_modules, other_tensors
 from headrace.engine.quant.config import SUPPORTED, read_quantization
+from headrace.engine.quant.layout import EXPANDED, PACKED, W4A8
 from headrace.errors import ConfigError
 
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True}
@@ -110,9 +111,26 @@ def test_int4_weights_are_expanded_only_for_many_sequences_and_where_they_fit(
     model, _ = quantised_model(tmp_path)
     arguments = EngineArgs(model=str(model), max_num_seqs=seats, quantization="gptq_marlin")
     config, reasons = resolve(arguments, environ={}, free_memory_bytes=free, native_bf16=True)
-    assert config.keep_int4 is keeps
+    assert config.int4 == (PACKED if keeps else EXPANDED)
     assert "quantization = gptq int4, groups of 128, inputs in activation order: config.json" in reasons
     assert any(words in reason for reason in reasons), reasons
+
+
+def test_with_native_kernels_int4_weights_stay_packed_and_tokens_become_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.engine.kernels.native", lambda: object())
+    model, _ = quantised_model(tmp_path)
+    arguments = EngineArgs(model=str(model), max_num_seqs=128)
+    config, reasons = resolve(arguments, environ={}, free_memory_bytes=64 * GIB, native_bf16=True)
+    assert config.int4 == W4A8
+    (line,) = [reason for reason in reasons if reason.startswith("int4 weights")]
+    assert "multiplied by int8 tokens (W4A8)" in line and "VLLM_CPU_INT4_W4A8=0" in line
+    exact = {"VLLM_CPU_INT4_W4A8": "0"}  # as vLLM has it
+    config, _ = resolve(arguments, environ=exact, free_memory_bytes=64 * GIB, native_bf16=True)
+    assert config.int4 == EXPANDED
+    with pytest.raises(ConfigError, match="VLLM_CPU_INT4_W4A8=yes must be 0 or 1"):
+        resolve(arguments, environ={"VLLM_CPU_INT4_W4A8": "yes"}, free_memory_bytes=64 * GIB, native_bf16=True)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from headrace.core.request import Request, SamplingParams
 from headrace.engine.kernels import native
 from headrace.engine.model_files import read_facts
 from headrace.engine.model_runner import ModelRunner
+from headrace.engine.quant.layout import EXPANDED, PACKED, W4A8
 from headrace.errors import ConfigError
 
 # Rows and columns are multiples of 128, as in real models: groups of every size, and the int4 kernel, fit.
@@ -48,8 +49,8 @@ def test_a_quantised_model_is_its_plain_twin(name: str, tmp_path: Path) -> None:
     prompts = prompts_of_mixed_length(6, longest=40)
     expected, logits = oracle_greedy(twin, prompts, NEW_TOKENS)
     reference = torch.log_softmax(logits, dim=-1)
-    for keep_int4 in (True, False):
-        loop = Loop(engine_config(tmp_path, max_num_batched_tokens=32, keep_int4=keep_int4))
+    for int4 in (PACKED, EXPANDED):
+        loop = Loop(engine_config(tmp_path, max_num_batched_tokens=32, int4=int4))
         outputs = loop.generate(greedy_requests(prompts, NEW_TOKENS, logprobs=3))
         assert list(outputs.values()) == expected
         for index in range(len(prompts)):
@@ -64,8 +65,28 @@ def test_quantised_experts_are_their_plain_twin(tmp_path: Path) -> None:
     quantize_saved(twin, tmp_path, gptq(size=32, symmetric=False))
     prompts = prompts_of_mixed_length(4, longest=30)
     expected, _ = oracle_greedy(twin, prompts, NEW_TOKENS)
-    outputs = Loop(engine_config(tmp_path)).generate(greedy_requests(prompts, NEW_TOKENS))
+    outputs = Loop(engine_config(tmp_path, int4=PACKED)).generate(greedy_requests(prompts, NEW_TOKENS))
     assert list(outputs.values()) == expected
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("name", ["gptq", "gptq-act-order", "gptq-groups-of-16", "gptq-column", "awq", "packed"])
+def test_int8_tokens_cost_little_beside_the_plain_twin(name: str, experts: bool, tmp_path: Path) -> None:
+    """The native int4 kernel rounds tokens: close, not equal.  One token each, as below."""
+    if native() is None:
+        pytest.skip("torch's int4 kernel multiplies by tokens as they are")
+    more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
+    family = "Qwen3MoeForCausalLM" if experts else "Qwen2ForCausalLM"
+    twin = save_tiny_model(family, tmp_path, **(SIZES | (more if experts else {})))
+    quantize_saved(twin, tmp_path, (FORMATS | {"gptq-groups-of-16": gptq(size=16, symmetric=False)})[name])
+    prompts = prompts_of_mixed_length(20, longest=40)
+    loop = Loop(engine_config(tmp_path, int4=W4A8))
+    loop.generate(greedy_requests(prompts, 1, logprobs=256))
+    _, logits = oracle_greedy(twin, prompts, 1)
+    exact = torch.log_softmax(logits[:, 0], dim=-1)
+    tops = [dict(loop.logprobs[f"r{index}"][0].top) for index in range(len(prompts))]
+    found = torch.tensor([[row[token] for token in range(256)] for row in tops])
+    assert 0 < (found - exact).abs().mean() < 0.03 * exact.std()
 
 
 @pytest.mark.parametrize("layout", ["int-quantized", "naive-quantized"])
@@ -100,9 +121,9 @@ def test_batching_never_changes_a_token_of_a_quantised_model(name: str, dtype: s
 @pytest.mark.parametrize("name", ["gptq", "fp8", "awq"])
 def test_memory_is_estimated_as_it_is_held(name: str, tmp_path: Path) -> None:
     quantize_saved(save_tiny_model("Qwen3ForCausalLM", tmp_path, **SIZES), tmp_path, FORMATS[name])
-    for keep_int4 in (True, False):
-        held = ModelRunner(engine_config(tmp_path, keep_int4=keep_int4)).memory_bytes()["weights"]
-        estimate = read_facts(tmp_path).weight_bytes(4, keep_int4=keep_int4)
+    for int4 in (W4A8, PACKED, EXPANDED):
+        held = ModelRunner(engine_config(tmp_path, int4=int4)).memory_bytes()["weights"]
+        estimate = read_facts(tmp_path).weight_bytes(4, int4=int4)
         rotary_tables = 2 * 512 * (64 if native() is None else 32) * 4  # the native ones hold each angle once
         assert estimate == pytest.approx(held - rotary_tables, rel=0.01)
 

@@ -15,8 +15,13 @@ from headrace.engine.models.shape import ModelShape
 from headrace.engine.models.tensors import LinearModule, linear_modules, other_tensors
 from headrace.engine.quant.config import Quantization
 
+W4A8, PACKED, EXPANDED = "w4a8", "packed", "expanded"
+"""How int4 weights are kept and computed: packed for the native kernel, which rounds tokens to int8 (for torch's where
+there is none); packed for torch's kernel, tokens as they are; multiplied out to the dtype when they are loaded."""
 KERNEL_GROUPS = (256, 128, 64, 32)
 """Inputs that may share a scale in torch's int4 kernel for CPUs; it wants outputs in multiples of 16."""
+NATIVE_GROUPS = (128, 64, 32, 16)
+"""The same in the native kernel: larger groups are split, since a token has a scale for each group as well."""
 # Written by tools for activations or a KV cache in fp8, which are kept in the model's dtype here (more exactly).
 UNUSED_SUFFIXES = (".input_scale", ".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".output_scale")
 
@@ -93,29 +98,36 @@ def _stored_tensors(
     return {"weight": (rows, columns), scheme.scale_name: None}, ("weight_zero_point",)
 
 
-def kernel_group(scheme: Quantization, module: LinearModule) -> int | None:
-    """The group size for which torch's int4 kernel can hold such a module, None when it cannot.
+def kernel_group(scheme: Quantization, module: LinearModule, *, is_native: bool) -> int | None:
+    """The group size for which the int4 kernel, native or torch's, can hold such a module; None when it cannot.
 
     A group may be held as several smaller ones with the same scale: one scale a column is fine as well.
     """
-    if scheme.bits != 4 or module.rows % 16:
+    if scheme.bits != 4 or (module.rows % 16 and not is_native):
         return None
     columns = module.columns
     size = gcd(columns if scheme.group_size == -1 else scheme.group_size, columns)
-    return next((group for group in KERNEL_GROUPS if size % group == 0), None)
+    return next((group for group in (NATIVE_GROUPS if is_native else KERNEL_GROUPS) if size % group == 0), None)
 
 
 def loaded_bytes(
-    shape: ModelShape, stored: Collection[str], dtype_bytes: int, *, keep_int4: bool, to_int8: bool = False
+    shape: ModelShape,
+    stored: Collection[str],
+    dtype_bytes: int,
+    *,
+    int4: str = W4A8,
+    to_int8: bool = False,
 ) -> int:
     """Estimate of what the weights take in memory: formats that are not computed in are expanded to the dtype.
 
+    `int4`: W4A8, PACKED or EXPANDED.
     `to_int8`: linear layers and the head are quantised when they are loaded; a tied head is then a matrix of its own.
     """
     scheme = shape.quantization
     quantized = layout(shape, stored).quantized if scheme is not None and stored else frozenset()
     values = sum(_elements(size) for size in other_tensors(shape).values())
     packed_bytes = 0
+    is_native = int4 == W4A8 and kernels.native() is not None
     if shape.tie_word_embeddings and to_int8:
         packed_bytes += _int8_bytes(shape.vocab_size, shape.hidden_size)
     elif shape.tie_word_embeddings and kernels.native() is None:
@@ -128,16 +140,37 @@ def loaded_bytes(
             values += elements
         elif scheme.has_int8_activations:
             packed_bytes += _int8_bytes(module.rows, module.columns)
-        elif keep_int4 and (group := kernel_group(scheme, module)) is not None:
-            packed_bytes += elements // 2
-            values += 2 * module.rows * (module.columns // group)
+        elif int4 != EXPANDED and (group := kernel_group(scheme, module, is_native=is_native)) is not None:
+            groups = module.columns // group
+            if is_native:
+                packed_bytes += _native_int4_bytes(module.rows, groups, group)
+            else:
+                packed_bytes += elements // 2
+                values += 2 * module.rows * groups
         else:
             values += elements
     return values * dtype_bytes + packed_bytes
 
 
+def unfit_int4(shape: ModelShape, stored: Collection[str], int4: str) -> int:
+    """How many modules in int4 no packed kernel of that choice can hold."""
+    scheme, is_native = shape.quantization, int4 == W4A8 and kernels.native() is not None
+    if scheme is None or scheme.bits != 4:
+        return 0
+    quantized = layout(shape, stored).quantized
+    return sum(
+        module.name in quantized and kernel_group(scheme, module, is_native=is_native) is None
+        for module in linear_modules(shape)
+    )
+
+
 def _int8_bytes(rows: int, columns: int) -> int:
     return rows * columns + 4 * rows
+
+
+def _native_int4_bytes(rows: int, groups: int, group: int) -> int:
+    """Panels of 16 rows; a scale of 4 bytes and a zero point of one for each group, which holds 32 values at least."""
+    return -(-rows // 16) * 16 * groups * (max(group, 32) // 2 + 5)
 
 
 def _elements(sizes: tuple[int, ...]) -> int:

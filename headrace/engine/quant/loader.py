@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from headrace.engine.kernels.linear import NativeLinear, can_gate
 from headrace.engine.models.layers import Embedding, Gated, Linear, Projection
 from headrace.engine.quant.config import Quantization
-from headrace.engine.quant.layout import Layout, kernel_group
+from headrace.engine.quant.layout import EXPANDED, W4A8, Layout, kernel_group
 from headrace.engine.quant.linears import Int4Linear, Int8Linear, has_int4_kernel, int8_rows
-from headrace.engine.quant.unpack import GroupedWeights, grouped_weights, scaled_weight
+from headrace.engine.quant.unpack import GroupedWeights, grouped_weights, scaled_weight, stacked
 from headrace.errors import ConfigError
 
 
@@ -67,7 +67,7 @@ class TiedEmbedding:
 class Loader:
     """Hands over a model's tensors and linear layers, one by one.
 
-    keep_int4 False expands int4 weights to `dtype` (four times the memory in bf16, faster for more than 8 rows).
+    int4 is W4A8, PACKED or EXPANDED (see `layout`): EXPANDED multiplies int4 weights out to `dtype`.
     to_int8 quantises linear layers and the head, a scale a row (not routers); then `scheme` is None.
     """
 
@@ -78,7 +78,7 @@ class Loader:
         scheme: Quantization | None,
         dtype: torch.dtype,
         *,
-        keep_int4: bool = True,
+        int4: str = W4A8,
         to_int8: bool = False,
         native: ModuleType | None = None,
     ) -> None:
@@ -87,7 +87,8 @@ class Loader:
         self._layout = layout
         self._scheme = scheme
         self._dtype = dtype
-        self._keep_int4 = keep_int4 and has_int4_kernel()
+        self._is_native_int4 = int4 == W4A8 and native is not None
+        self._keep_int4 = self._is_native_int4 or (int4 != EXPANDED and has_int4_kernel())
         self._to_int8 = to_int8
         self._native = native
         self.activations = dtype if native is None else torch.float32
@@ -118,8 +119,14 @@ class Loader:
         """activation(gate(x)) * up(x), "silu" or "gelu_tanh"."""
         parts = [self._weights(name) for name in (gate, up)]
         biases = [self._bias(name) for name in (gate, up)]
-        matrices = [part.weight if isinstance(part, _Int8) else part for part in parts]
-        if self._native is not None and activation == "silu" and _fit(parts) and can_gate(matrices):
+        has_kernel = self._is_native_int4 or not isinstance(parts[0], GroupedWeights)
+        if (
+            self._native is not None
+            and has_kernel
+            and activation == "silu"
+            and _fit(parts)
+            and can_gate([_matrix(part) for part in parts])
+        ):
             return self._joined(parts, biases, gated=True)
         return Gated(self._joined(parts, biases), activation)
 
@@ -152,7 +159,7 @@ class Loader:
         grouped = grouped_weights(module, scheme, stored)
         if isinstance(grouped, Tensor):
             return grouped.to(self._dtype)
-        group = kernel_group(scheme, module)
+        group = kernel_group(scheme, module, is_native=self._is_native_int4)
         if not self._keep_int4 or group is None:
             return grouped.dequantize().to(self._dtype)
         return grouped.regrouped(group)
@@ -169,13 +176,9 @@ class Loader:
         first = parts[0]
         if isinstance(first, GroupedWeights):
             grouped = [part for part in parts if isinstance(part, GroupedWeights)]
-            fused = replace(
-                first,
-                values=torch.cat([part.values for part in grouped]),
-                scales=torch.cat([part.scales for part in grouped]),
-                zeros=torch.cat([part.zeros for part in grouped]),
-            )
-            return Int4Linear(fused, bias, self.activations)
+            if self._is_native_int4 and self._native is not None:
+                return NativeLinear(self._native, grouped, bias, gated=gated)
+            return Int4Linear(stacked(grouped), bias, self.activations)
         if isinstance(first, _Int8):
             eights = [part for part in parts if isinstance(part, _Int8)]
             if self._native is not None:
@@ -193,6 +196,12 @@ class Loader:
         if self._native is None:
             return Linear(torch.cat(plain), bias)
         return NativeLinear(self._native, plain, bias, gated=gated)
+
+
+def _matrix(part: _Weights) -> Tensor:
+    if isinstance(part, GroupedWeights):
+        return part.values
+    return part.weight if isinstance(part, _Int8) else part
 
 
 def _fit(parts: Sequence[_Weights]) -> bool:

@@ -6,7 +6,7 @@ compressors; bit positions are counted from the lowest bit of each 32-bit word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +55,18 @@ class GroupedWeights:
             zeros=self.zeros.repeat_interleave(times, dim=1),
             group_size=group_size,
         )
+
+
+def stacked(parts: Sequence[GroupedWeights]) -> GroupedWeights:
+    """Rows of several weights as one; their inputs have the same order."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        values=torch.cat([part.values for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat([part.zeros for part in parts]),
+    )
 
 
 def grouped_weights(module: LinearModule, scheme: Quantization, stored: Stored) -> GroupedWeights | Tensor:

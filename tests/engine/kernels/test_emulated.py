@@ -19,6 +19,7 @@ from emulated_kernels import load
 
 from headrace.engine import kernels
 from headrace.engine.kernels.linear import NativeLinear, twin
+from headrace.engine.quant.unpack import GroupedWeights
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +74,11 @@ def emulated(library: Path) -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("isa", AVX512)
 def test_the_kernels_own_tests_pass(library: Path, isa: str) -> None:
-    files = [HERE / "test_linear.py", HERE / "test_native.py", *sorted((TESTS / "engine").glob("test_*_native.py"))]
+    files = [
+        *sorted(HERE.glob("test_linear*.py")),
+        HERE / "test_native.py",
+        *sorted((TESTS / "engine").glob("test_*_native.py")),
+    ]
     environment = os.environ | {
         "HEADRACE_EMULATED": str(library),
         "HEADRACE_EMULATED_ISA": isa,
@@ -122,4 +127,24 @@ def test_int8_products_are_the_same_bits_on_every_set(emulated: ModuleType, outp
     for isa in ("avx2", *AVX512):
         emulated.use_isa(isa)
         results.append(NativeLinear(emulated, [weight], scales=scales)(x))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "group"), [(48, 64, 16), (17, 2240, 64), (100, 1280, 256)])
+def test_int4_products_are_the_same_bits_on_every_set(
+    emulated: ModuleType, outputs: int, inputs: int, group: int
+) -> None:
+    weight = GroupedWeights(
+        values=torch.randint(0, 16, (outputs, inputs)).to(torch.uint8),
+        scales=torch.rand(outputs, inputs // group) * 0.01 + 0.001,
+        zeros=torch.randint(0, 16, (outputs, inputs // group)).float(),
+        group_size=group,
+    )
+    weight.values[0] = 15
+    x = torch.randn(70, inputs)
+    x[0], x[1], x[2] = 1.0, -1.0, 0.0
+    results = []
+    for isa in ("avx2", *AVX512):
+        emulated.use_isa(isa)
+        results.append(NativeLinear(emulated, [weight])(x))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

@@ -39,7 +39,7 @@ def test_threads_grow_and_shrink_and_the_rates_are_measured_on_all(native: Modul
         native.set_num_threads(threads)
         assert native.num_threads() == threads
         assert native.read_rate(values.ctypes.data, values.nbytes) > 0
-        assert all(native.peak_rate(kind, 100) > 0 for kind in ("fp32", "bf16", "int8"))
+        assert all(native.peak_rate(kind, 100) > 0 for kind in ("fp32", "bf16", "int8", "int4"))
     with pytest.raises(ValueError, match="between 1 and 1024"):
         native.set_num_threads(0)
 

@@ -18,7 +18,8 @@ Format format_named(const std::string& name) {
     if (name == "fp32") return Format::fp32;
     if (name == "bf16") return Format::bf16;
     if (name == "int8") return Format::int8;
-    throw std::invalid_argument("format must be fp32, bf16 or int8, not " + name);
+    if (name == "int4") return Format::int4;
+    throw std::invalid_argument("format must be fp32, bf16, int8 or int4, not " + name);
 }
 
 std::int64_t panels_of(std::int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
@@ -26,25 +27,36 @@ std::int64_t panels_of(std::int64_t outputs) { return (outputs + PANEL - 1) / PA
 // A matrix as packed; holds no memory of its own.
 class Linear {
    public:
-    Linear(const std::string& format, std::int64_t outputs, std::int64_t inputs) {
+    Linear(const std::string& format, std::int64_t outputs, std::int64_t inputs, std::int64_t group) {
         if (outputs < 1 || inputs < 1) throw std::invalid_argument("a matrix has at least one output and one input");
         args_.format = format_named(format);
         args_.outputs = outputs;
         args_.inputs = inputs;
+        args_.group = group;
+        const bool is_group = group == 16 || group == 32 || group == 64 || group == 128 || group == 256;
+        if (args_.format == Format::int4 && (!is_group || inputs % group))
+            throw std::invalid_argument("int4 groups hold 16, 32, 64, 128 or 256 inputs and divide them");
     }
 
     std::int64_t packed_bytes() const {
-        return panels_of(args_.outputs) * linear_kernels().panel_bytes(args_.format, args_.inputs);
+        return panels_of(args_.outputs) * linear_kernels().panel_bytes(args_);
     }
 
-    void set_weight(Address weight, Address scales, Address bias) {
+    void set_weight(Address weight, Address scales, Address bias, Address order) {
         args_.weight = at<const void>(weight);
         args_.scales = at<const float>(scales);
         args_.bias = at<const float>(bias);
+        args_.order = at<const std::int32_t>(order);
+        for (std::int64_t k = 0; args_.order != nullptr && k < args_.inputs; ++k)
+            if (args_.order[k] < 0 || args_.order[k] >= args_.inputs) throw std::out_of_range("no such input");
     }
 
-    void pack(Address source, std::int64_t rows, std::int64_t first_panel, std::int64_t step) const {
-        const std::int64_t bytes = linear_kernels().panel_bytes(args_.format, args_.inputs);
+    void pack(Address source, std::int64_t rows, std::int64_t first_panel, std::int64_t step, Address scales,
+              Address zeros) const {
+        const PackSource from{at<const void>(source), rows, at<const float>(scales), at<const std::uint8_t>(zeros)};
+        if (args_.format == Format::int4 && (from.scales == nullptr || from.zeros == nullptr))
+            throw std::invalid_argument("int4 weights come with scales and zero points");
+        const std::int64_t bytes = linear_kernels().panel_bytes(args_);
         if (rows < 1 || first_panel < 0 || step < 1 ||
             first_panel + (panels_of(rows) - 1) * step >= panels_of(args_.outputs))
             throw std::invalid_argument("the rows do not fit into the packed matrix");
@@ -52,8 +64,7 @@ class Linear {
         parallel([&](int thread, int threads) {
             const Range mine = share(panels_of(rows), thread, threads);
             for (std::int64_t panel = mine.begin; panel < mine.end; ++panel)
-                linear_kernels().pack(args_.format, at<const void>(source), rows, args_.inputs, panel,
-                                      out + (first_panel + panel * step) * bytes);
+                linear_kernels().pack(args_, from, panel, out + (first_panel + panel * step) * bytes);
         });
     }
 
@@ -64,8 +75,7 @@ class Linear {
         parallel([&](int thread, int threads) {
             const Range mine = share(count, thread, threads);
             for (std::int64_t i = mine.begin; i < mine.end; ++i)
-                linear_kernels().unpack(args_.format, args_.weight, each[i], args_.inputs,
-                                        at<float>(out) + i * args_.inputs);
+                linear_kernels().unpack(args_, each[i], at<float>(out) + i * args_.inputs);
         });
     }
 
@@ -109,14 +119,18 @@ void run_linear(const LinearArgs& given) {
 void bind_linear(nb::module_& module) {
     using Release = nb::call_guard<nb::gil_scoped_release>;
     nb::class_<Linear>(module, "Linear", "A packed matrix [outputs, inputs]; the memory belongs to the caller.")
-        .def(nb::init<const std::string&, std::int64_t, std::int64_t>(), nb::arg("format"),
-             nb::arg("outputs"), nb::arg("inputs"))
+        .def(nb::init<const std::string&, std::int64_t, std::int64_t, std::int64_t>(), nb::arg("format"),
+             nb::arg("outputs"), nb::arg("inputs"), nb::arg("group") = 0)
         .def_prop_ro("packed_bytes", &Linear::packed_bytes)
         .def_prop_ro("address", &Linear::address, "For `Layers.add`; valid while the matrix lives.")
         .def("set_weight", &Linear::set_weight, nb::arg("weight"), nb::arg("scales") = 0, nb::arg("bias") = 0,
-             "Addresses of `packed_bytes` of memory, of fp32 scales (int8) and bias, both padded to panels of 16; 0: none.")
+             nb::arg("order") = 0,
+             "Addresses of `packed_bytes` of memory, of fp32 scales (int8) and bias, both padded to panels of 16, and of the "
+             "input (int32) of each column (int4); 0: none.")
         .def("pack", &Linear::pack, nb::arg("source"), nb::arg("rows"), nb::arg("first_panel") = 0, nb::arg("step") = 1,
-             Release(), "Pack source rows [rows, inputs] (fp32, bf16 or int8) into panels first_panel, first_panel + step ...")
+             nb::arg("scales") = 0, nb::arg("zeros") = 0, Release(),
+             "Pack source rows [rows, inputs] (fp32, bf16, int8, or bytes of int4 with fp32 scales and byte zero points "
+             "[rows, groups]) into panels first_panel, first_panel + step ...")
         .def("unpack", &Linear::unpack, nb::arg("ids"), nb::arg("count"), nb::arg("out"), Release(),
              "Rows `ids` (int64) of the matrix as fp32 [count, inputs].")
         .def("run", &Linear::run, nb::arg("x"), nb::arg("rows"), nb::arg("x_stride"), nb::arg("y"), nb::arg("y_stride"),

@@ -2,6 +2,7 @@
 //
 // `F` is a format on one instruction set:
 //   MAX_ROWS              rows of the largest tile
+//   depth(args)           inputs as they are held, padding included; "inputs" below are these
 //   BLOCK_ROWS, BLOCK_INPUTS   rows and inputs of a block of packed x (it should take half of the L2 cache); BLOCK_INPUTS is a
 //                         multiple of what a tile consumes at once
 //   panels(rows)          panels of a tile with that many rows
@@ -76,10 +77,10 @@ inline void rectangle(const LinearArgs& args, Range rows, Range panels) {
     const std::int64_t blocks = (rows.end - rows.begin + F::BLOCK_ROWS - 1) / F::BLOCK_ROWS;
     const std::int64_t most = (rows.end - rows.begin + blocks - 1) / blocks;
     const std::int64_t tiles_at_most = (most + F::MAX_ROWS - 1) / F::MAX_ROWS;
-    const std::int64_t k_at_most = smaller(args.inputs, F::BLOCK_INPUTS);
+    const std::int64_t depth = F::depth(args), k_at_most = smaller(depth, F::BLOCK_INPUTS);
     const std::int64_t a_stride = (F::a_bytes(F::MAX_ROWS, k_at_most) + 63) / 64 * 64;
     // A single pass over the inputs needs the sums of a few panels only, several passes those of all of them.
-    const bool is_single = args.inputs <= F::BLOCK_INPUTS;
+    const bool is_single = depth <= F::BLOCK_INPUTS;
     const std::int64_t kept = is_single ? 8 : panels.end - panels.begin;
     const std::int64_t c_stride = most * PANEL;
     char* memory = static_cast<char*>(
@@ -94,8 +95,8 @@ inline void rectangle(const LinearArgs& args, Range rows, Range panels) {
         const std::int64_t tiles = (count + F::MAX_ROWS - 1) / F::MAX_ROWS;
         const int height = static_cast<int>((count + tiles - 1) / tiles);
         const int step = F::panels(height);
-        for (std::int64_t begin = 0; begin < args.inputs; begin += F::BLOCK_INPUTS) {
-            const std::int64_t end = smaller(args.inputs, begin + F::BLOCK_INPUTS);
+        for (std::int64_t begin = 0; begin < depth; begin += F::BLOCK_INPUTS) {
+            const std::int64_t end = smaller(depth, begin + F::BLOCK_INPUTS);
             for (std::int64_t tile = 0; tile < tiles; ++tile) {
                 const std::int64_t row = count * tile / tiles, next = count * (tile + 1) / tiles;
                 F::pack_x(args, mine.begin + row, static_cast<int>(next - row), begin, end, memory + tile * a_stride);
@@ -108,7 +109,7 @@ inline void rectangle(const LinearArgs& args, Range rows, Range panels) {
                     any_tile<F>(static_cast<int>(next - row), args, memory + tile * a_stride, panel, group, begin, end,
                                 c + row * PANEL, c_stride, begin == 0);
                 }
-                if (end < args.inputs) continue;
+                if (end < depth) continue;
                 for (int p = 0; p < group; ++p) {
                     const std::int64_t which = panel + p, slot = which - panels.begin;
                     if (args.gated && which % 2 == 0) continue;  // the up panel behind it needs both

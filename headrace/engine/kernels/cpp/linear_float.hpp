@@ -31,6 +31,7 @@ struct FloatShape {
     static constexpr int MAX_ROWS = 6, BLOCK_ROWS = 72, BLOCK_INPUTS = 448;
     static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #endif
+    static std::int64_t depth(const LinearArgs& args) { return args.inputs; }
     static std::int64_t a_bytes(int rows, std::int64_t inputs) { return rows * inputs * 4; }
     static void pack_x(const LinearArgs& args, std::int64_t row, int rows, std::int64_t begin, std::int64_t end,
                        void* out) {

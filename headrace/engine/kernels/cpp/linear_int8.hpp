@@ -8,10 +8,11 @@
 #pragma once
 
 #include "linear_driver.hpp"
+#include "linear_ints.hpp"
 
 namespace headrace::HEADRACE_ISA {
 
-#if defined(HEADRACE_ISA_avx512_bf16)
+#if HAS_VNNI
 constexpr int INT8_STEP = 4;  // inputs that one instruction adds up
 #else
 constexpr int INT8_STEP = 2;
@@ -41,6 +42,7 @@ struct Int8Format {
 #endif
     static constexpr int WORD = 4;  // bytes of one token's part of a step: 4 x u8 or 2 x int16
 
+    static std::int64_t depth(const LinearArgs& args) { return args.inputs; }
     static std::int64_t steps(std::int64_t inputs) { return (inputs + INT8_STEP - 1) / INT8_STEP; }
     static std::int64_t weight_bytes(std::int64_t inputs) { return steps(inputs) * PANEL * INT8_STEP; }
     // The sums of the weights follow the weights of a panel.
@@ -62,7 +64,7 @@ struct Int8Format {
                 float whole[LANES];
                 store(whole, round(div(value, scale)));
                 for (int i = 0; i < LANES && i < left; i += INT8_STEP, to += rows * WORD) {
-#if defined(HEADRACE_ISA_avx512_bf16)
+#if HAS_VNNI
                     std::uint8_t part[4];
                     for (int j = 0; j < 4; ++j) part[j] = static_cast<std::uint8_t>(static_cast<int>(whole[i + j]) + 128);
 #else
@@ -75,50 +77,23 @@ struct Int8Format {
         }
     }
 
-#if LANES_ARE_16
-    using Ints = __m512i;
-    static constexpr int VECTORS_OF_INTS = 1;
-    HEADRACE_INLINE static Ints none() { return _mm512_setzero_si512(); }
-    HEADRACE_INLINE static Ints load_ints(const std::int32_t* p) { return _mm512_loadu_si512(p); }
-    HEADRACE_INLINE static void store_ints(std::int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
-    HEADRACE_INLINE static Ints all_ints(std::int32_t x) { return _mm512_set1_epi32(x); }
     HEADRACE_INLINE static void get(const char* p, Ints* w) {
-#if defined(HEADRACE_ISA_avx512_bf16)
-        w[0] = _mm512_loadu_si512(p);
-#else
+#if HAS_VNNI
+        w[0] = load_ints(p);
+#elif LANES_ARE_16
         w[0] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#endif
-    }
-    HEADRACE_INLINE static Ints product(Ints sum, Ints x, Ints w) {
-#if defined(HEADRACE_ISA_avx512_bf16)
-        return _mm512_dpbusd_epi32(sum, x, w);
 #else
-        return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w));
-#endif
-    }
-    HEADRACE_INLINE static Vec to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
-    HEADRACE_INLINE static Ints less(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
-#else
-    using Ints = __m256i;
-    static constexpr int VECTORS_OF_INTS = 2;
-    HEADRACE_INLINE static Ints none() { return _mm256_setzero_si256(); }
-    HEADRACE_INLINE static Ints load_ints(const std::int32_t* p) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    }
-    HEADRACE_INLINE static void store_ints(std::int32_t* p, Ints v) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
-    }
-    HEADRACE_INLINE static Ints all_ints(std::int32_t x) { return _mm256_set1_epi32(x); }
-    HEADRACE_INLINE static void get(const char* p, Ints* w) {
         w[0] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
         w[1] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
-    }
-    HEADRACE_INLINE static Ints product(Ints sum, Ints x, Ints w) {
-        return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
-    }
-    HEADRACE_INLINE static Vec to_floats(Ints v) { return _mm256_cvtepi32_ps(v); }
-    HEADRACE_INLINE static Ints less(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 #endif
+    }
+    HEADRACE_INLINE static Ints product(Ints before, Ints x, Ints w) {
+#if HAS_VNNI
+        return _mm512_dpbusd_epi32(before, x, w);
+#else
+        return add(before, madd16(x, w));
+#endif
+    }
 
     template <int ROWS, int PANELS>
     HEADRACE_INLINE static void tile(const LinearArgs& args, const void* packed, std::int64_t panel, std::int64_t begin,
@@ -127,11 +102,11 @@ struct Int8Format {
         const char* weight =
             static_cast<const char*>(args.weight) + panel * stride + begin / INT8_STEP * PANEL * INT8_STEP;
         const std::int32_t* a = static_cast<const std::int32_t*>(packed);
-        Ints sum[ROWS][PANELS][VECTORS_OF_INTS];
+        Ints sums[ROWS][PANELS][VECTORS_OF_INTS];
         for (int r = 0; r < ROWS; ++r)
             for (int p = 0; p < PANELS; ++p)
                 for (int v = 0; v < VECTORS_OF_INTS; ++v)
-                    sum[r][p][v] = first ? none() : load_ints(c + p * c_stride + r * PANEL + v * LANES);
+                    sums[r][p][v] = first ? no_ints() : load_ints(c + p * c_stride + r * PANEL + v * LANES);
         const std::int64_t count = steps(end - begin);
         for (std::int64_t step = 0; step < count; ++step, a += ROWS) {
             for (int p = 0; p < PANELS; ++p) {
@@ -141,22 +116,22 @@ struct Int8Format {
                 get(at_step, w);
                 for (int r = 0; r < ROWS; ++r) {
                     const Ints x = all_ints(a[r]);
-                    for (int v = 0; v < VECTORS_OF_INTS; ++v) sum[r][p][v] = product(sum[r][p][v], x, w[v]);
+                    for (int v = 0; v < VECTORS_OF_INTS; ++v) sums[r][p][v] = product(sums[r][p][v], x, w[v]);
                 }
             }
         }
         for (int r = 0; r < ROWS; ++r)
             for (int p = 0; p < PANELS; ++p)
                 for (int v = 0; v < VECTORS_OF_INTS; ++v)
-                    store_ints(c + p * c_stride + r * PANEL + v * LANES, sum[r][p][v]);
+                    store_ints(c + p * c_stride + r * PANEL + v * LANES, sums[r][p][v]);
     }
 
     HEADRACE_INLINE static Vec finish(const LinearArgs& args, std::int64_t row, std::int64_t panel, int v,
                                       const std::int32_t* sums) {
         Ints exact = load_ints(sums + v * LANES);
-#if defined(HEADRACE_ISA_avx512_bf16)
+#if HAS_VNNI
         const char* weights = static_cast<const char*>(args.weight) + panel * panel_bytes(args.inputs);
-        exact = less(exact, load_ints(reinterpret_cast<const std::int32_t*>(weights + weight_bytes(args.inputs))));
+        exact = sub(exact, load_ints(weights + weight_bytes(args.inputs)));
 #endif
         const Vec scales = load(args.scales + panel * PANEL + v * LANES);
         const Vec value = mul(mul(to_floats(exact), scales), all(static_cast<const float*>(args.quantized)[row]));

@@ -28,8 +28,12 @@ double best_seconds(int repeats, const Work& work) {
 
 double peak_rate(const std::string& kind, std::int64_t rounds) {
     const ProbeKernels& kernels = probe_kernels();
-    auto* kernel = kind == "fp32" ? kernels.fp32 : kind == "bf16" ? kernels.bf16 : kind == "int8" ? kernels.int8 : nullptr;
-    if (kernel == nullptr) throw std::invalid_argument("kind must be fp32, bf16 or int8");
+    auto* kernel = kind == "fp32"   ? kernels.fp32
+                   : kind == "bf16" ? kernels.bf16
+                   : kind == "int8" ? kernels.int8
+                   : kind == "int4" ? kernels.int4
+                                    : nullptr;
+    if (kernel == nullptr) throw std::invalid_argument("kind must be fp32, bf16, int8 or int4");
     double operations = 0;
     const double seconds = best_seconds(5, [&] {
         parallel([&](int thread, int threads) {
@@ -61,7 +65,8 @@ double read_rate(Address data, std::int64_t bytes, int repeats) {
 void bind_probe(nb::module_& module) {
     using Release = nb::call_guard<nb::gil_scoped_release>;
     module.def("peak_rate", &peak_rate, nb::arg("kind"), nb::arg("rounds") = 200000, Release(),
-               "Operations/s of multiply-adds in registers, all threads of the pool: the limit of \"fp32\", \"bf16\", \"int8\".");
+               "Operations/s of multiply-adds in registers, all threads of the pool: the limit of \"fp32\", \"bf16\", \"int8\" "
+               "or \"int4\".");
     module.def("read_rate", &read_rate, nb::arg("data"), nb::arg("bytes"), nb::arg("repeats") = 3, Release(),
                "Bytes/s of reading `bytes` at address `data` once, all threads of the pool; the best of `repeats`.");
 }

@@ -38,6 +38,8 @@ double int8(std::int64_t rounds, float* sink) {
     return 8.0 * LANES * CHAINS * static_cast<double>(rounds);
 }
 
+double int4(std::int64_t rounds, float* sink) { return int8(rounds, sink); }
+
 #else
 
 double bf16(std::int64_t rounds, float* sink) { return fp32(rounds, sink); }
@@ -63,15 +65,35 @@ HEADRACE_INLINE Ints multiply_add(Ints sum, Ints a, Ints b) {
     return sum;
 #endif
 }
+// Pairs of bytes summed in int16: what an int4 product takes, but for widening the sums and unpacking the weights.
+HEADRACE_INLINE Ints multiply_add_bytes(Ints sum, Ints a, Ints b) {
+#ifdef HEADRACE_EMULATE
+    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(a, b));
+#else
+    Ints product;
+    __asm__ volatile("vpmaddubsw %2, %3, %0\n\tvpaddw %0, %1, %1" : "=&v"(product), "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+#endif
+}
 
-double int8(std::int64_t rounds, float* sink) {
+template <class Step>
+HEADRACE_INLINE void chains(std::int64_t rounds, float* sink, const Step& step) {
     Ints chain[CHAINS];
     for (int i = 0; i < CHAINS; ++i) chain[i] = ints(i);
     const Ints a = ints(0x00030005), b = ints(0x0001fffe);
     for (std::int64_t round = 0; round < rounds; ++round)
-        for (int i = 0; i < CHAINS; ++i) chain[i] = multiply_add(chain[i], a, b);
+        for (int i = 0; i < CHAINS; ++i) chain[i] = step(chain[i], a, b);
     for (int i = 0; i < CHAINS; ++i) *sink += static_cast<float>(lane(chain[i]));
+}
+
+double int8(std::int64_t rounds, float* sink) {
+    chains(rounds, sink, [](Ints sum, Ints a, Ints b) { return multiply_add(sum, a, b); });
     return 4.0 * LANES * CHAINS * static_cast<double>(rounds);
+}
+
+double int4(std::int64_t rounds, float* sink) {
+    chains(rounds, sink, [](Ints sum, Ints a, Ints b) { return multiply_add_bytes(sum, a, b); });
+    return 8.0 * LANES * CHAINS * static_cast<double>(rounds);
 }
 
 #endif
@@ -88,6 +110,6 @@ void read(const void* data, std::int64_t bytes, float* sink) {
 }  // namespace
 
 extern const ProbeKernels probe_kernels;
-const ProbeKernels probe_kernels = {fp32, bf16, int8, read};
+const ProbeKernels probe_kernels = {fp32, bf16, int8, int4, read};
 
 }  // namespace headrace::HEADRACE_ISA
