@@ -525,6 +525,7 @@ class _Resolver:
             budget_bytes=self.free * self.utilization(),
             environ=self.environ,
             has_native=kernels.native() is not None,
+            has_avx512=machine.has_avx512(),
         )
         self.say("int4 weights", what, why)
         if choice != EXPANDED and (unfit := facts.num_unfit_int4(choice)):

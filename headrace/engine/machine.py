@@ -50,12 +50,21 @@ def has_native_bf16(root: Path = Path("/")) -> bool:
 
     Without it torch converts to float32 and back around every product, which is slower than float32 throughout.
     """
+    flags = _processor_flags(root)
+    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+def has_avx512(root: Path = Path("/")) -> bool:
+    """Whether the processor says that it has AVX-512: torch's int4 product is vectorised for nothing less."""
+    return "avx512f" in _processor_flags(root)
+
+
+def _processor_flags(root: Path) -> set[str]:
     try:
         text = (root / "proc/cpuinfo").read_text()
     except OSError:
-        return True
-    flags = {word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()}
-    return not flags or bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+        return set()
+    return {word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()}
 
 
 def _affinity() -> int:

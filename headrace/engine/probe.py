@@ -10,7 +10,7 @@ from headrace.engine import kernels
 
 REPEATS = 3
 ROUNDS, PEAK_REPEATS = 3000, 50  # short, so that some fall between interruptions
-_KINDS = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
+_KINDS = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8", "int4": "int4"}
 READ_BYTES = 64 << 20  # beyond the caches of most machines; smaller weights are read as often from a cache
 LEAST_READ_BYTES = 8 << 20
 ROWS, COLUMNS = 256, 2048
@@ -28,7 +28,7 @@ class Probe:
 def measure(dtype: str, num_threads: int, weight_bytes: int) -> Probe:
     """Measure with the model's dtype and threads, on a buffer as large as its weights (64 MiB at most).
 
-    `dtype` is "float32", "bfloat16" or (native kernels only) "int8".  With native kernels these are reads and
+    `dtype` is "float32", "bfloat16" or (native kernels only) "int8" or "int4".  With native kernels these are reads and
     multiply-adds in the instructions that the kernels use, on their threads; else a torch sum and a torch product.
     """
     import torch

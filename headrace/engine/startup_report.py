@@ -13,6 +13,7 @@ from headrace.engine.dtypes import DTYPE_BYTES, kv_bytes_per_token
 from headrace.engine.model_files import read_facts
 from headrace.engine.models.shape import ModelShape
 from headrace.engine.probe import measure
+from headrace.engine.quant.layout import W4A8
 from headrace.sizing.memory import sequences_that_fit
 from headrace.sizing.roofline import roofline
 from headrace.version import VERSION
@@ -80,7 +81,10 @@ def _speed(config: EngineConfig, shape: ModelShape, step_weight_bytes: int) -> l
     """The machine's rates, and the tokens/s that they allow at most."""
     scheme = shape.quantization
     is_int8 = config.to_int8 or (scheme is not None and scheme.has_int8_activations)
-    kind = "int8" if is_int8 and kernels.native() is not None else config.dtype
+    is_int4 = scheme is not None and scheme.bits == 4 and config.int4 == W4A8
+    kind = config.dtype
+    if kernels.native() is not None and (is_int4 or is_int8):
+        kind = "int4" if is_int4 else "int8"
     machine = measure(kind, config.num_threads, step_weight_bytes)
     bound = roofline(shape, step_weight_bytes, machine.bytes_per_s, machine.flops_per_s)
     return [

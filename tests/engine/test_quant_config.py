@@ -108,12 +108,26 @@ def test_int4_weights_are_expanded_only_for_many_sequences_and_where_they_fit(
     seats: int, free: int, keeps: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headrace.engine.kernels.native", lambda: None)  # torch: a tied head takes a second copy
+    monkeypatch.setattr("headrace.engine.machine.has_avx512", lambda: True)
     model, _ = quantised_model(tmp_path)
     arguments = EngineArgs(model=str(model), max_num_seqs=seats, quantization="gptq_marlin")
     config, reasons = resolve(arguments, environ={}, free_memory_bytes=free, native_bf16=True)
     assert config.int4 == (PACKED if keeps else EXPANDED)
     assert "quantization = gptq int4, groups of 128, inputs in activation order: config.json" in reasons
     assert any(words in reason for reason in reasons), reasons
+
+
+def test_torchs_packed_kernel_is_not_chosen_for_speed_without_avx512(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.engine.kernels.native", lambda: None)
+    monkeypatch.setattr("headrace.engine.machine.has_avx512", lambda: False)
+    model, _ = quantised_model(tmp_path)
+    few = EngineArgs(model=str(model), max_num_seqs=1)
+    config, reasons = resolve(few, environ={}, free_memory_bytes=64 * GIB, native_bf16=True)
+    assert config.int4 == EXPANDED
+    assert any("slow without AVX-512" in reason for reason in reasons)
+    assert resolve(few, environ={}, free_memory_bytes=8 * GIB, native_bf16=True)[0].int4 == PACKED
 
 
 def test_with_native_kernels_int4_weights_stay_packed_and_tokens_become_int8(

@@ -22,11 +22,14 @@ def choose_int4(
     budget_bytes: float,
     environ: Mapping[str, str],
     has_native: bool,
+    has_avx512: bool,
 ) -> tuple[str, str, str]:
     """(W4A8, PACKED or EXPANDED; what to say of it; why).
 
-    `weight_bytes` gives what a model's weights take under each choice, `rows` are those of a step that reach a matrix,
-    `budget_bytes` is all memory that may be taken.  Raises ConfigError for a variable with another value than 0 or 1.
+    torch's packed kernel is only considered with AVX-512, or where expanding would take too much: on AVX2 it is scalar
+    (measured: 2 GFLOP/s on two cores).  `weight_bytes` gives what a model's weights take under each choice, `rows` are
+    those of a step that reach a matrix, `budget_bytes` is all memory that may be taken.
+    Raises ConfigError for a variable with another value than 0 or 1.
     """
     given = environ.get(VARIABLE, "1")
     if given not in ("0", "1"):
@@ -35,11 +38,13 @@ def choose_int4(
         what = f"packed, {_gib(weight_bytes(W4A8))}, multiplied by int8 tokens (W4A8)"
         return W4A8, what, f"native kernel; {VARIABLE}=0 leaves the tokens as they are"
     packed, expanded = weight_bytes(PACKED), weight_bytes(EXPANDED)
-    if rows <= ROWS:
+    if rows <= ROWS and has_avx512:
         return PACKED, f"packed, {_gib(packed)}", "few sequences a step: torch's packed kernel is faster"
     if expanded > budget_bytes * EXPANDED_SHARE:
         return PACKED, f"packed, {_gib(packed)}", f"expanded they would take {_gib(expanded)} of memory"
     why = f"faster for many sequences a step; --max-num-seqs {ROWS} or less keeps them packed"
+    if not has_avx512:
+        why = "torch's packed kernel is slow without AVX-512"
     return EXPANDED, f"expanded when loaded, {_gib(expanded)} instead of {_gib(packed)}", why
 
 

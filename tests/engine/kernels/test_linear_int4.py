@@ -60,8 +60,8 @@ def test_the_largest_values_do_not_overflow(native: ModuleType) -> None:
 
 
 def test_it_is_close_to_the_weights_multiplied_out(native: ModuleType) -> None:
-    """Rounding to 8 bits costs 0.6 % (root mean square) of normally distributed tokens; an outlier harms its group alone
-    (with one scale a token the second bound would be 0.08)."""
+    """Rounding to 8 bits costs 0.6 % (root mean square) of normally distributed tokens; an outlier harms its group
+    alone (with one scale a token the second bound would be 0.08)."""
     weight = weights(64, 1024, 128)
     x = torch.randn(50, 1024)
     for outlier, most in ((1.0, 0.01), (100.0, 0.03)):
