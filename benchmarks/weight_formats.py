@@ -1,6 +1,6 @@
 """Speed and memory of the weight formats: one random model, stored in each, run by the engine's own model runner.
 
-    python benchmarks/weight_formats.py [--threads 2] [--layers 8 --hidden 768 --inner 2304] [--repeats 5]
+    python benchmarks/weight_formats.py [--threads 2] [--layers 8 --hidden 768 --inner 2304] [--repeats 5] [--formats]
 
 Prints, for each format: seconds to load, MiB of weights held, tokens/s of decoding 1, 8 and 64 sequences and of
 prefilling 512 tokens.  All formats take turns in each repeat, and the best counts: other programs only ever slow a
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--inner", type=int, default=2304)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS))
     given = parser.parse_args()
     sizes = {
         "hidden_size": given.hidden,
@@ -134,7 +135,8 @@ def main() -> None:
     sequences = [sequence(index) for index in range(64)]
     runners: dict[str, ModelRunner] = {}
     loads: dict[str, float] = {}
-    for name, quantization in FORMATS.items():
+    for name in given.formats:
+        quantization = FORMATS[name]
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), sizes, quantization)
             begin = time.perf_counter()
@@ -142,7 +144,7 @@ def main() -> None:
             loads[name] = time.perf_counter() - begin
     decodes = [tuple(Chunk(each, CONTEXT - 1, 1, True) for each in sequences[:count]) for count in (1, 8, 64)]
     cases = [Batch(0, chunks) for chunks in decodes] + [Batch(0, (Chunk(sequences[0], 0, CONTEXT, True),))]
-    best = {name: [float("inf")] * len(cases) for name in FORMATS}
+    best = {name: [float("inf")] * len(cases) for name in given.formats}
     for _ in range(given.repeats + 1):  # the first builds kernels
         for index, batch in enumerate(cases):
             for name, runner in runners.items():
