@@ -33,11 +33,16 @@ class Watch:
         self._timeout_s = timeout_s
         self._over = threading.Event()
         self._failure: LaunchError | None = None
+        self._deaf = False
         self._seen: tuple[int, float | None] = (0, None)
         self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="server-watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        # A lab in the background of a script ignores Ctrl-C; what interrupts a run must reach it all the same.
+        self._deaf = self._server.process is None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if self._deaf:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._thread.start()
         return self
 
@@ -46,6 +51,8 @@ class Watch:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if self._deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def in_flight(self, requests: int, done: int) -> None:
         """What the client knows: requests without an end, and those that have ended.  Call it about once a second."""

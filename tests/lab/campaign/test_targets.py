@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -66,14 +67,20 @@ def test_a_server_that_runs_already_is_measured_and_left_alone(world: World, tmp
         server.stop(grace_s=5)
 
 
-def test_a_silent_server_that_is_not_ours_ends_the_run_and_not_itself(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in the background"])
+def test_a_silent_server_that_is_not_ours_ends_the_run_and_not_itself(
+    handler: object, world: World, tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, handler)  # type: ignore[arg-type]
     other = World(tmp_path / "other", {"1": "hangs in mid-stream"})
     server = other.launcher().start({"max-num-seqs": 1}, log=tmp_path / "log", nonce="headrace-run-silent")
     try:
         target = f'[target]\nkind = "url"\nurl = "{server.url}"\nfrozen-after-s = 1.0'
         study = run(world, target, [1], run="scrape-every-s = 0.1")
         assert "(frozen)" in (study.cells[0].reason or "") and server.healthy(timeout_s=5)
+        assert signal.getsignal(signal.SIGINT) is handler
     finally:
+        signal.signal(signal.SIGINT, before)
         server.stop(grace_s=0.5)
 
 
