@@ -1,6 +1,6 @@
 """Each client against a server whose timing is known: what it reports, and what was true.
 
-    quiet python benchmarks/client_accuracy.py --tokenizer DIRECTORY [--vllm EXE] [--guidellm EXE] [--aiperf EXE]
+    python benchmarks/client_accuracy.py --tokenizer DIRECTORY [--vllm EXE] [--guidellm EXE] [--aiperf EXE]
 
 All send the same constant arrivals to a fresh `timed_server.py`.  Truth is what users waited for: from the moment a
 request was due (the schedule, placed by the earliest arrival) to the server's own time of writing.  Requests that the
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from scripted import TIMED, running
 
 PERCENTILES = (50, 90, 99)
 Figures = dict[str, list[float]]
@@ -165,20 +166,12 @@ def main() -> None:
     for name, tool in tools.items():
         with tempfile.TemporaryDirectory() as directory:
             where = Path(directory)
-            server = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("timed_server.py")), str(where / "log.json")],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert server.stdin is not None and server.stdout is not None
-            url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
             failure = ""
-            try:
-                figures, failed = tool(args, url, where)
-            except (RuntimeError, OSError, KeyError, StopIteration) as error:
-                failure = " ".join(str(error).split())[-400:]
-            finally:
-                server.stdin.close()
-                server.wait(20)
+            with running(TIMED, str(where / "log.json")) as url:
+                try:
+                    figures, failed = tool(args, url, where)
+                except (RuntimeError, OSError, KeyError, StopIteration) as error:
+                    failure = " ".join(str(error).split())[-400:]
             if failure:
                 print(f"{name:<10} could not be run: {failure}", flush=True)
                 continue

@@ -3,8 +3,8 @@
 The null server writes the time into each event just before it sends it (a monotonic clock that all processes share), on
 one core; the client has another.  Lag = client's stamp - that time.  The rate goes up until the bar is missed.
 
-    quiet python benchmarks/client_capacity.py headrace --tokenizer FILE
-    quiet python benchmarks/client_capacity.py vllm --client /path/to/vllm --tokenizer DIRECTORY
+    python benchmarks/client_capacity.py headrace --tokenizer FILE
+    python benchmarks/client_capacity.py vllm --client /path/to/vllm --tokenizer DIRECTORY
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does the client keep an open loop at 200 requests/s?  How late it sends, what it costs, and what it says of itself.
 
-    quiet python benchmarks/open_loop.py [--rate 200] [--seconds 20] [--server timed|null]
+    python benchmarks/open_loop.py [--rate 200] [--seconds 20] [--server timed|null]
 
 `headrace bench` sends Poisson arrivals to a server in a process of its own (`timed_server.py`: 24 tokens a request over
 about half a second, and standing still for one second in ten; or the null server).  Send lag is the time from when a
@@ -17,13 +17,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scripted import TIMED, running
 
 from headrace.lab.records.schema import RequestRecord
 from headrace.lab.records.store import read_run
 
 BAR_MS = 5.0
 SERVERS = {
-    "timed": [str(Path(__file__).with_name("timed_server.py")), "LOG", "--no-errors"],
+    "timed": [TIMED, "LOG", "--no-errors"],
     "null": ["-m", "headrace.lab.client.null_server"],
 }
 
@@ -55,14 +56,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         where = Path(directory)
-        command = [part.replace("LOG", str(where / "log")) for part in SERVERS[given.server]]
-        server = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert server.stdin is not None and server.stdout is not None
-        try:
-            bench(f"http://127.0.0.1:{server.stdout.readline().strip()}", given, where / "run")
-        finally:
-            server.stdin.close()
-            server.wait(20)
+        with running(*(part.replace("LOG", str(where / "log")) for part in SERVERS[given.server])) as url:
+            bench(url, given, where / "run")
         manifest, records = read_run(where / "run")
     lags, verdict = send_lags_ms(records), manifest["verdict"]
     numbers = verdict["numbers"]

@@ -11,32 +11,18 @@ cell; its standard error is printed, for a loss below it says nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from headrace.lab.records.results import Cell, study_from_json
+from headrace.lab.records.results import study_from_json
 from headrace.lab.records.store import read_run
 from headrace.lab.sim.campaigns import read_measured
 from headrace.lab.sim.slo import parse_slo
-from headrace.lab.sim.traffic import Traffic
-from headrace.lab.tuner.campaign import meets_slo
+from headrace.lab.tuner.campaign import seen_of
 from headrace.lab.tuner.objective import GOODPUT, Objective
 from headrace.lab.tuner.search import search
 from headrace.lab.tuner.world import Seen, SimulatedCells
-
-
-def seen_runs(home: Path, cell: Cell, traffic: Sequence[Traffic], objective: Objective) -> list[Seen]:
-    found = []
-    for run, sent in zip((run for run in cell.runs if not run.invalid), traffic, strict=True):
-        metrics = dict(run.metrics)
-        if objective.slo is not None:
-            directory = home / run.source
-            records = read_run(directory / "client" if (directory / "client").is_dir() else directory)[1]
-            metrics[GOODPUT] = sum(meets_slo(record, objective.slo) for record in records) / metrics["duration"]
-        found.append(Seen(metrics, sent))
-    return found
 
 
 def main() -> None:
@@ -48,12 +34,14 @@ def main() -> None:
     parser.add_argument("--cells", action="store_true", help="allow a quarter of the cells, not of the runs")
     args = parser.parse_args()
     study = study_from_json((args.sweep / "study.json").read_text(encoding="utf-8"), source=str(args.sweep))
-    cells = {cell.name: cell for cell in study.cells}
     measured = read_measured(study, args.sweep)
     slo = parse_slo(args.goodput, 0.99) if args.goodput else None
     bounds = {name: float(bound) for name, _, bound in (goal.partition(":") for goal in args.goal)}
     objective = Objective(GOODPUT if slo else args.maximize, bounds, slo=slo)
-    runs = [seen_runs(args.sweep, cells[each.name], each.traffic, objective) for each in measured]
+    runs = [
+        [seen_of(run.metrics, read_run(run.records)[1], run.traffic, objective.slo) for run in each.runs]
+        for each in measured
+    ]
     scores = [np.array([objective.score(seen.metrics) for seen in several]) for several in runs]
     # A cell that breaks a bound on average is none to choose, whatever a lucky run of it says.
     means = np.array([several.mean() if (several > 0).mean() > 0.5 else 0.0 for several in scores])

@@ -20,13 +20,13 @@ from typing import IO
 from tasks import Request
 
 from headrace.lab.client import conduct
+from headrace.lab.procfs import cpu_s, pids
 from headrace.lab.workload.samples import Sample, Workload
 from headrace.lab.workload.spec import WorkloadSpec
 from headrace.lab.workload.tokens import open_tokenizer
 
 READY_TIMEOUT_S = 900.0
 POLL_S = 0.1  # each poll takes processor time from the server that loads
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
@@ -83,19 +83,14 @@ class Server:
     def group(self) -> list[int]:
         """The server's processes."""
         found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError, ValueError):
-                if entry.name.isdigit() and os.getpgid(int(entry.name)) == self.process.pid:
-                    found.append(int(entry.name))
+        for pid in pids():
+            with contextlib.suppress(OSError):
+                if os.getpgid(pid) == self.process.pid:
+                    found.append(pid)
         return found
 
     def cpu_s(self) -> float:
-        total = 0
-        for pid in self.group():
-            with contextlib.suppress(OSError):
-                values = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += int(values[11]) + int(values[12])
-        return total / TICKS
+        return sum(map(cpu_s, self.group()))
 
     def memory_bytes(self, kind: str = "Pss") -> int:
         """Proportional set size: pages that its processes share count once, mapped files while in memory.

@@ -74,7 +74,7 @@ def test_an_unsupported_format_is_refused_with_what_is_supported(section: Any, w
         assert text.endswith(", ".join(SUPPORTED))
 
 
-def quantised_model(directory: Path) -> tuple[Path, ModelShape]:
+def quantised_model(directory: Path, **changes: object) -> tuple[Path, ModelShape]:
     """A directory with the shape of a 3 B parameter GPTQ model: configuration, tokenizer, and a header of names."""
     config = json.loads((DEMO_DIRECTORY / "config.json").read_text()) | {
         "hidden_size": 2048,
@@ -84,7 +84,7 @@ def quantised_model(directory: Path) -> tuple[Path, ModelShape]:
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
         "dtype": "bfloat16",
-        "quantization_config": GPTQ,
+        "quantization_config": GPTQ | changes,
     }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_bytes((DEMO_DIRECTORY / "tokenizer.json").read_bytes())
@@ -128,6 +128,21 @@ def test_torchs_packed_kernel_is_not_chosen_for_speed_without_avx512(
     assert config.int4 == EXPANDED
     assert any("slow without AVX-512" in reason for reason in reasons)
     assert resolve(few, environ={}, free_memory_bytes=8 * GIB, native_bf16=True)[0].int4 == PACKED
+
+
+@pytest.mark.parametrize(("has_native", "group", "unfit"), [(False, 16, 48 * 7), (False, 128, 0), (True, 16, 0)])
+def test_modules_that_a_packed_kernel_cannot_hold_are_counted(
+    has_native: bool, group: int, unfit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's kernel has no groups of 16: what was to stay packed is expanded all the same, and told."""
+    monkeypatch.setattr("headrace.engine.kernels.native", lambda: object() if has_native else None)
+    monkeypatch.setattr("headrace.engine.machine.has_avx512", lambda: True)
+    model, _ = quantised_model(tmp_path, group_size=group)
+    few = EngineArgs(model=str(model), max_num_seqs=1)
+    _, reasons = resolve(few, environ={}, free_memory_bytes=64 * GIB, native_bf16=True)
+    told = [reason for reason in reasons if reason.startswith("int4 weights of ")]
+    line = f"int4 weights of {unfit} modules = expanded when loaded: their sizes do not fit that kernel"
+    assert told == ([line] if unfit else [])
 
 
 def test_with_native_kernels_int4_weights_stay_packed_and_tokens_become_int8(

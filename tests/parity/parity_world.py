@@ -138,3 +138,16 @@ class Loop:
                 if event.token_id is not None:
                     outputs[event.request_id].append(event.token_id)
         return outputs
+
+
+def first_token_error(loop: Loop, twin: transformers.PreTrainedModel, prompts: Sequence[Sequence[int]]) -> float:
+    """How far the log-probabilities of each prompt's next token are from the twin's: mean error over their spread.
+
+    One token each, so that one flipped token does not spread.
+    """
+    loop.generate(greedy_requests(prompts, 1, logprobs=VOCAB))
+    _, logits = oracle_greedy(twin, prompts, 1)
+    exact = torch.log_softmax(logits[:, 0], dim=-1)
+    tops = [dict(loop.logprobs[f"r{index}"][0].top) for index in range(len(prompts))]
+    found = torch.tensor([[row[token] for token in range(VOCAB)] for row in tops])
+    return float((found - exact).abs().mean() / exact.std())

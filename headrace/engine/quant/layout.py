@@ -127,7 +127,7 @@ def loaded_bytes(
     quantized = layout(shape, stored).quantized if scheme is not None and stored else frozenset()
     values = sum(_elements(size) for size in other_tensors(shape).values())
     packed_bytes = 0
-    is_native = int4 == W4A8 and kernels.native() is not None
+    is_native = _is_native(int4)
     if shape.tie_word_embeddings and to_int8:
         packed_bytes += _int8_bytes(shape.vocab_size, shape.hidden_size)
     elif shape.tie_word_embeddings and kernels.native() is None:
@@ -154,7 +154,7 @@ def loaded_bytes(
 
 def unfit_int4(shape: ModelShape, stored: Collection[str], int4: str) -> int:
     """How many modules in int4 no packed kernel of that choice can hold."""
-    scheme, is_native = shape.quantization, int4 == W4A8 and kernels.native() is not None
+    scheme, is_native = shape.quantization, _is_native(int4)
     if scheme is None or scheme.bits != 4:
         return 0
     quantized = layout(shape, stored).quantized
@@ -162,6 +162,10 @@ def unfit_int4(shape: ModelShape, stored: Collection[str], int4: str) -> int:
         module.name in quantized and kernel_group(scheme, module, is_native=is_native) is None
         for module in linear_modules(shape)
     )
+
+
+def _is_native(int4: str) -> bool:
+    return int4 == W4A8 and kernels.native() is not None
 
 
 def _int8_bytes(rows: int, columns: int) -> int:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from headrace.lab.campaign.interference import cpu_ticks
+from headrace.lab.procfs import cpu_s, descendants, listeners, machine_time, pids, stat_fields
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -28,15 +26,11 @@ class MachineTime:
     def now(cls, url: str) -> MachineTime | None:
         """Read /proc; None where there is none."""
         try:
-            tick = 1 / os.sysconf("SC_CLK_TCK")
-            ticks = cpu_ticks(Path("/proc/stat").read_text(), os.sched_getaffinity(0))
-            parents = _parents()
+            busy, stolen, total = machine_time()
         except (OSError, AttributeError, ValueError):
             return None
-        user, nice, system, _, _, irq, softirq, steal = (tick * count for count in ticks)
-        known = _family({os.getpid(), *_listeners(url)}, parents)
-        mine = sum(_cpu_s(pid, tick) for pid in known)
-        return cls(total=tick * sum(ticks), others=user + nice + system + irq + softirq + steal - mine)
+        known = descendants({os.getpid(), *_servers(url)}, _parents())
+        return cls(total=total, others=busy + stolen - sum(map(cpu_s, known)))
 
     def others_share_since(self, before: MachineTime) -> float | None:
         """Share of all processors, 0 to 1."""
@@ -45,51 +39,10 @@ class MachineTime:
 
 
 def _parents() -> dict[int, int]:
-    found: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                found[int(name)] = int(
-                    Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-                )
-    return found
+    return {pid: int(fields[1]) for pid in pids() if (fields := stat_fields(pid)) is not None}
 
 
-def _family(roots: set[int], parents: dict[int, int]) -> set[int]:
-    """The processes and all their descendants."""
-    known = set(roots)
-    grown = True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in known} - known
-        known |= more
-        grown = bool(more)
-    return known
-
-
-def _listeners(url: str) -> set[int]:
+def _servers(url: str) -> set[int]:
     """Processes of this machine that listen on the address's port; none for another machine."""
     parts = urlsplit(url)
-    if parts.hostname not in _LOOPBACK:
-        return set()
-    port = f"{parts.port or 80:04X}"
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and fields[1].rpartition(":")[2] == port:
-                    inodes.add(f"socket:[{fields[9]}]")
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and inodes:
-            with contextlib.suppress(OSError):
-                if any(os.readlink(f"/proc/{name}/fd/{fd}") in inodes for fd in os.listdir(f"/proc/{name}/fd")):
-                    found.add(int(name))
-    return found
-
-
-def _cpu_s(pid: int, tick: float) -> float:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return tick * sum(map(int, fields[11:15]))
-    return 0.0
+    return listeners(parts.port or 80) if parts.hostname in _LOOPBACK else set()

@@ -39,12 +39,17 @@ _SAME_POOL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
-    """What one run sent and saw: seconds of single requests from their sending, in the traffic's order, NaN: failed."""
+    """What one run sent and saw.
+
+    ttft_s, e2e_s      of single requests from their sending, in the traffic's order; NaN where one failed
+    records, step_log  where its records are, and its server's step log if there is one
+    """
 
     traffic: Traffic
     ttft_s: np.ndarray
     e2e_s: np.ndarray
     metrics: Mapping[str, float]
+    records: Path
     step_log: Path
 
 
@@ -64,11 +69,11 @@ class Measured:
     def observations(self, every: int = 1) -> list[Observation]:
         """What a fit may learn from it: all requests of its runs, or every second one (then no aggregates)."""
         found = []
-        for run in self.runs:
+        for number, run in enumerate(self.runs, 1):
             kept = np.arange(len(run.ttft_s)) % every == 0
             found.append(
                 Observation(
-                    self.name,
+                    self.name if len(self.runs) == 1 else f"{self.name} run {number}",
                     self.config,
                     (run.traffic,),
                     run.metrics if every == 1 else {},
@@ -167,28 +172,33 @@ def read_measured(study: Study, home: Path) -> list[Measured]:
     """The cells whose runs left records in `home` and whose servers stated what scheduling depends on."""
     found = []
     for cell in study.cells:
-        runs = [run for run in cell.runs if not run.invalid and "num_blocks" in {**run.settings, **cell.settings}]
-        read = [(run, each) for run in runs if (each := _measured(cell, run, home)) is not None]
-        if not read or "policy" not in cell.settings:
+        runs = [(_settings(cell, run), run) for run in cell.runs if not run.invalid]
+        runs = [(settings, run) for settings, run in runs if {"num_blocks", "policy"} <= settings.keys()]
+        if not runs:
             continue
-        settings = {**read[0][0].settings, **cell.settings}
-        settings = {key: value for key, value in settings.items() if value is not None and value != "auto"}
-        config = scheduler_config(settings, settings["num_blocks"])
         # The pool follows the free memory of the moment; a run with quite another one is another cell to the scheduler.
-        pools = [{**run.settings, **cell.settings}["num_blocks"] for run, _ in read]
-        alike = [each for (_, each), pool in zip(read, pools, strict=True) if abs(pool / pools[0] - 1) <= _SAME_POOL]
-        found.append(Measured(cell.name, config, settings, tuple(alike)))
+        settings, blocks = runs[0][0], runs[0][0]["num_blocks"]
+        alike = [(own, run) for own, run in runs if abs(own["num_blocks"] / blocks - 1) <= _SAME_POOL]
+        read = tuple(each for own, run in alike if (each := _measured(own, run, home)) is not None)
+        if read:
+            found.append(Measured(cell.name, scheduler_config(settings, blocks), settings, read))
     return found
 
 
-def _measured(cell: Cell, run: RunResult, home: Path) -> MeasuredRun | None:
+def _settings(cell: Cell, run: RunResult) -> dict[str, Any]:
+    """What a run's server stated; what the plan says goes first."""
+    settings = {**run.settings, **cell.settings}
+    return {key: value for key, value in settings.items() if value is not None and value != "auto"}
+
+
+def _measured(settings: Mapping[str, Any], run: RunResult, home: Path) -> MeasuredRun | None:
     directory = home / run.source
     client = directory / _CLIENT if (directory / _CLIENT).is_dir() else directory
     if not client.is_dir():
         return None
     manifest, records = read_run(client)
     ordered = sorted(records, key=lambda record: (record.planned_ns, record.index))
-    limit = {**run.settings, **cell.settings}.get("max_concurrency")
+    limit = settings.get("max_concurrency")
     traffic = traffic_from_records(
         ordered, start_ns=int(manifest["start_ns"]), max_concurrency=limit if isinstance(limit, int) else None
     )
@@ -197,7 +207,7 @@ def _measured(cell: Cell, run: RunResult, home: Path) -> MeasuredRun | None:
         if record.ok and record.chunks:
             ttft[index] = (record.chunks[0].t_ns - record.sent_ns) / 1e9
             e2e[index] = (record.chunks[-1].t_ns - record.sent_ns) / 1e9
-    return MeasuredRun(traffic, ttft, e2e, run.metrics, directory / STEPS)
+    return MeasuredRun(traffic, ttft, e2e, run.metrics, client, directory / STEPS)
 
 
 def _told(

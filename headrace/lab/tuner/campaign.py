@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,28 @@ def _seen(study: Study, name: str, out: Path, slo: Slo | None, max_concurrency: 
     if not cell.runs:
         return Seen({})
     run: RunResult = cell.runs[-1]
-    metrics = dict(run.metrics)
     manifest, records = read_run(run_files(run_directory(out, name, 1), 1).client)
-    if slo is not None:
-        met = sum(meets_slo(record, slo) for record in records)
-        metrics[GOODPUT] = met / metrics["duration"] if metrics.get("duration") else 0.0
     try:
         traffic: Traffic | None = traffic_from_records(
             records, start_ns=int(manifest["start_ns"]), max_concurrency=max_concurrency
         )
     except ConfigError:
         traffic = None
-    return Seen(metrics, traffic)
+    return seen_of(run.metrics, records, traffic, slo)
 
 
-def meets_slo(record: RequestRecord, slo: Slo) -> bool:
+def seen_of(
+    metrics: Mapping[str, float], records: Sequence[RequestRecord], traffic: Traffic | None, slo: Slo | None
+) -> Seen:
+    """A measured run as the search sees it, with the goodput under `slo` where there is one."""
+    found = dict(metrics)
+    if slo is not None:
+        met = sum(_meets(record, slo) for record in records)
+        found[GOODPUT] = met / found["duration"] if found.get("duration") else 0.0
+    return Seen(found, traffic)
+
+
+def _meets(record: RequestRecord, slo: Slo) -> bool:
     """As `sim.slo.meets`, of a measured request: latency counts from when it was due."""
     stamps = [chunk.t_ns for chunk in record.chunks if chunk.kind == "content"]
     if record.error_class is not None or not stamps or record.done_ns is None:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from headrace.engine import kernels
 from headrace.engine.kernels.linear import NativeLinear, twin
-
-
-@pytest.fixture
-def native() -> Iterator[ModuleType]:
-    module = kernels.native()
-    if module is None:
-        pytest.skip(f"no native kernels: {kernels.load()[1]}")
-    threads, isa = module.num_threads(), module.isa()
-    yield module
-    module.set_num_threads(threads)
-    module.use_isa(isa)
 
 
 def matrix(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from headrace.engine import kernels
 from headrace.engine.kernels.linear import NativeLinear, int4_twin
 from headrace.engine.quant.unpack import GroupedWeights, stacked
-
-
-@pytest.fixture
-def native() -> Iterator[ModuleType]:
-    module = kernels.native()
-    if module is None:
-        pytest.skip(f"no native kernels: {kernels.load()[1]}")
-    threads, isa = module.num_threads(), module.isa()
-    yield module
-    module.set_num_threads(threads)
-    module.use_isa(isa)
 
 
 def weights(outputs: int, inputs: int, group: int, *, ordered: bool = False) -> GroupedWeights:

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from headrace.engine import kernels
-
-
-@pytest.fixture
-def native() -> Iterator[ModuleType]:
-    module = kernels.native()
-    if module is None:
-        pytest.skip(f"no native kernels: {kernels.load()[1]}")
-    threads, isa = module.num_threads(), module.isa()
-    yield module
-    module.set_num_threads(threads)
-    module.use_isa(isa)
 
 
 def test_without_the_extension_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

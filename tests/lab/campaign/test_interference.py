@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from headrace.lab.campaign.interference import CpuUse, cpu_ticks, interference_warning
+from headrace.lab.campaign.interference import CpuUse, interference_warning
+from headrace.lab.procfs import cpu_ticks
 
 BURN = """
 import time

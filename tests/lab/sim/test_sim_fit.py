@@ -18,9 +18,10 @@ from headrace.lab.records.results import Cell, Study, study_from_json, study_to_
 from headrace.lab.records.store import write_run
 from headrace.lab.sim import FrontEnd, Server, StepCost, Traffic, simulate, traffic_from_spec
 from headrace.lab.sim.calibration import load_calibration
-from headrace.lab.sim.campaigns import resimulated
+from headrace.lab.sim.campaigns import read_measured, resimulated
 from headrace.lab.sim.fit import Observation, fit_runs
 from headrace.lab.sim.predict import Prediction, judge
+from headrace.lab.sim.steplog import calibrate_on_steps, read_step_log
 from headrace.lab.workload.spec import WorkloadSpec
 
 TRUE = Server(SchedulerConfig(num_blocks=400, max_num_seqs=16), StepCost(0.0125, 7e-4, 8e-7), FrontEnd(delay_s=0.03))
@@ -86,6 +87,23 @@ def test_a_step_log_gives_every_step_back(tmp_path: Path, capsys: pytest.Capture
     assert legal["predicted"]["completed"] == 40 and legal["goals"][0]["met"] is False
 
 
+def test_slow_steps_are_part_of_the_time_that_is_learned(tmp_path: Path) -> None:
+    """Steps are slow more often, and by more, than they are fast; all together they take what they took."""
+    write_log(tmp_path / "steps.jsonl", *world())
+    noise = np.random.default_rng(1)
+    header, *lines, torn = (tmp_path / "steps.jsonl").read_text().splitlines()
+    rows, now = [], 0.0
+    for line in lines:
+        row = json.loads(line)
+        lasts = (row["end_s"] - row["start_s"]) * float(np.exp(noise.normal(0, 0.35)))
+        rows.append(json.dumps({**row, "start_s": now, "end_s": now + lasts}))
+        now += lasts
+    (tmp_path / "steps.jsonl").write_text("\n".join([header, *rows, torn]))
+    log = read_step_log(tmp_path / "steps.jsonl")
+    cost = calibrate_on_steps(log, "noisy").fit.cost
+    assert sum(map(cost.seconds, log.shapes)) == pytest.approx(log.seconds.sum(), rel=0.01)
+
+
 def test_what_is_not_a_source_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "old.jsonl").write_text('{"schema": "headrace.step-log/1"}\n{"step": 1, "prefill_tokens": 1}\n')
     assert run(["calibrate", str(tmp_path / "old.jsonl")]) == 2
@@ -95,22 +113,13 @@ def test_what_is_not_a_source_is_refused_in_a_sentence(tmp_path: Path, capsys: p
         fit_runs([])
 
 
-def campaign(home: Path, budgets: tuple[int, ...]) -> Study:
-    """A measured campaign as its directory would hold it: here a simulated server plays the real one."""
+def campaign(home: Path, budgets: tuple[int, ...], slower: tuple[float, ...] = (1.0,)) -> Study:
+    """A measured campaign as its directory would hold it: here a simulated server plays the real one.
+
+    slower   how many times as long a step takes in each of a cell's runs
+    """
     cells = []
     for budget in budgets:
-        traffic, server = world(max_num_batched_tokens=budget)
-        outcome = simulate(traffic, server)
-        directory = home / f"cells/on-{budget}/run-1"
-        manifest = {
-            "start_ns": 0,
-            "end_ns": round(outcome.duration_s * 1e9),
-            "settings": {},
-            "warnings": [],
-            "verdict": {"level": "VALID", "reasons": []},
-        }
-        records = outcome.records()
-        write_run(directory / "client", manifest, records)
         settings = {
             "policy": "v1",
             "max_num_batched_tokens": budget,
@@ -119,9 +128,25 @@ def campaign(home: Path, budgets: tuple[int, ...]) -> Study:
             "num_blocks": 400,
             "block_size": 16,
         }
-        source = f"cells/on-{budget}/run-1"
-        result = run_result_from_records(records, source=source, settings=settings, duration_s=outcome.duration_s)
-        cells.append(Cell(f"on-{budget}", settings, runs=(result,)))
+        runs = []
+        for number, factor in enumerate(slower, 1):
+            traffic, server = world(max_num_batched_tokens=budget)
+            cost = StepCost(**{name: factor * value for name, value in server.cost.to_json().items()})
+            outcome = simulate(traffic, replace(server, cost=cost))
+            source = f"cells/on-{budget}/run-{number}"
+            manifest = {
+                "start_ns": 0,
+                "end_ns": round(outcome.duration_s * 1e9),
+                "settings": {},
+                "warnings": [],
+                "verdict": {"level": "VALID", "reasons": []},
+            }
+            records = outcome.records()
+            write_run(home / source / "client", manifest, records)
+            runs.append(
+                run_result_from_records(records, source=source, settings=settings, duration_s=outcome.duration_s)
+            )
+        cells.append(Cell(f"on-{budget}", settings, runs=tuple(runs)))
     return Study("c", "a campaign", "measured", tuple(cells))
 
 
@@ -137,6 +162,30 @@ def test_a_campaign_is_simulated_again_and_explained(tmp_path: Path) -> None:
     finding = next(each for each in explain(again) if each.id == "simulation.agreement")
     assert "scheduling and the cost of a step explain this campaign" in finding.claim
     assert set(finding.cells) == {"on-64", "on-128"}
+
+
+def test_every_run_of_a_cell_is_learned_from_and_compared(tmp_path: Path) -> None:
+    """The machine was faster in the first run than in the second: what is predicted lies between them."""
+    study = resimulated(campaign(tmp_path, (32, 64, 256), slower=(0.8, 1.2)), tmp_path)
+    (row,) = [row for row in study.simulation["cells"] if not row["calibration"]]
+    first, second = next(cell for cell in study.cells if cell.name == row["cell"]).runs
+    for key in ("median_tpot_ms", "median_itl_ms"):
+        figures = row["metrics"][key]
+        assert figures["measured"] == pytest.approx((first.metrics[key] + second.metrics[key]) / 2)
+        assert first.metrics[key] < 0.85 * figures["measured"]
+        assert figures["simulated"] == pytest.approx(figures["measured"], rel=0.10), key
+
+
+def test_a_run_with_quite_another_pool_is_left_out(tmp_path: Path) -> None:
+    study = campaign(tmp_path, (64,), slower=(1.0, 1.0, 1.0))
+    (cell,) = study.cells
+    without = {key: value for key, value in cell.settings.items() if key != "num_blocks"}
+    pools = (400, 410, 600)
+    runs = tuple(
+        replace(each, settings={**each.settings, "num_blocks": n}) for each, n in zip(cell.runs, pools, strict=True)
+    )
+    (measured,) = read_measured(replace(study, cells=(replace(cell, settings=without, runs=runs),)), tmp_path)
+    assert measured.config.num_blocks == 400 and len(measured.runs) == 2
 
 
 def test_a_campaign_of_one_cell_learns_from_half_of_its_requests(tmp_path: Path) -> None:

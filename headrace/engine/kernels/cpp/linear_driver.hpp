@@ -17,6 +17,17 @@
 
 namespace headrace::HEADRACE_ISA {
 
+constexpr int VECTORS = PANEL / LANES;  // of one panel's outputs
+
+// What formats have in common whose sums are fp32 and final but for the bias.
+struct FloatSums {
+    using Sum = float;
+    HEADRACE_INLINE static Vec finish(const LinearArgs& args, std::int64_t, std::int64_t panel, int v, const float* sums) {
+        const Vec value = load(sums + v * LANES);
+        return args.bias == nullptr ? value : add(value, load(args.bias + panel * PANEL + v * LANES));
+    }
+};
+
 template <class F, int ROWS, int PANELS>
 HEADRACE_INLINE void one_tile(const LinearArgs& args, const void* a, std::int64_t panel, int panels, std::int64_t begin,
                               std::int64_t end, typename F::Sum* c, std::int64_t c_stride, bool first) {
@@ -50,7 +61,7 @@ inline void epilogue(const LinearArgs& args, std::int64_t row, int rows, std::in
     const std::int64_t width = (args.gated ? args.outputs / 2 : args.outputs) - column;
     for (int r = 0; r < rows; ++r) {
         float* y = args.y + (row + r) * args.y_stride + column;
-        for (int v = 0; v < PANEL / LANES; ++v) {
+        for (int v = 0; v < VECTORS; ++v) {
             Vec value = F::finish(args, row + r, panel, v, c + r * PANEL);
             if (args.gated) value = mul(silu(F::finish(args, row + r, panel - 1, v, gate + r * PANEL)), value);
             const std::int64_t left = width - v * LANES;

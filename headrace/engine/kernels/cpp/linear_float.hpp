@@ -15,15 +15,8 @@ HEADRACE_INLINE void pack_columns(const LinearArgs& args, std::int64_t row, int 
     }
 }
 
-#if LANES_ARE_16
-constexpr int VECTORS = 1;
-#else
-constexpr int VECTORS = 2;
-#endif
-
 // The shape of tiles with fp32 multiply-adds.  AVX2 has 16 registers: 6 x 16 are 12 sums.  AVX-512 has 32: 12 x 32 are 24.
-struct FloatShape {
-    using Sum = float;
+struct FloatShape : FloatSums {
 #if LANES_ARE_16
     static constexpr int MAX_ROWS = 12, BLOCK_ROWS = 192, BLOCK_INPUTS = 512;
     static constexpr int panels(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }
@@ -36,10 +29,6 @@ struct FloatShape {
     static void pack_x(const LinearArgs& args, std::int64_t row, int rows, std::int64_t begin, std::int64_t end,
                        void* out) {
         pack_columns(args, row, rows, begin, end, static_cast<float*>(out));
-    }
-    HEADRACE_INLINE static Vec finish(const LinearArgs& args, std::int64_t, std::int64_t panel, int v, const float* sums) {
-        const Vec value = load(sums + v * LANES);
-        return args.bias == nullptr ? value : add(value, load(args.bias + panel * PANEL + v * LANES));
     }
 };
 

@@ -18,8 +18,7 @@
 
 namespace headrace::HEADRACE_ISA {
 
-struct Int4Format {
-    using Sum = float;
+struct Int4Format : FloatSums {
 #if LANES_ARE_16
     static constexpr int MAX_ROWS = 12, BLOCK_ROWS = 192, BLOCK_INPUTS = 1024;
     static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
@@ -130,9 +129,9 @@ struct Int4Format {
         for (std::int64_t k = begin; k < end; k += count, weight += bytes, a += ROWS * (count / 4 + 2)) {
             const float* token_scales = reinterpret_cast<const float*>(a + ROWS * (count / 4));
             const std::int32_t* token_sums = a + ROWS * (count / 4 + 1);
-            Ints exact[ROWS][PANELS][VECTORS_OF_INTS];
+            Ints exact[ROWS][PANELS][VECTORS];
             for (int p = 0; p < PANELS; ++p)
-                for (int v = 0; v < VECTORS_OF_INTS; ++v) {
+                for (int v = 0; v < VECTORS; ++v) {
                     const Ints zeros = widen_bytes(weight + p * stride + PANEL * 4 + v * LANES);
                     for (int r = 0; r < ROWS; ++r)
                         exact[r][p][v] = sub(no_ints(), times(zeros, all_ints(token_sums[r])));
@@ -152,20 +151,20 @@ struct Int4Format {
                         }
                     }
 #else
-                Ints pairs[ROWS][PANELS][VECTORS_OF_INTS];
+                Ints pairs[ROWS][PANELS][VECTORS];
 #pragma GCC unroll 8
                 for (int step = 0; step < UNIT / 4; ++step)
                     for (int p = 0; p < PANELS; ++p) {
                         const char* here = values + p * stride + step / 2 * PANEL * 4;
                         if (ROWS < 5 && step % 2 == 0) __builtin_prefetch(here + 1024);
-                        Ints w[VECTORS_OF_INTS];
-                        for (int v = 0; v < VECTORS_OF_INTS; ++v) {
+                        Ints w[VECTORS];
+                        for (int v = 0; v < VECTORS; ++v) {
                             w[v] = load_ints(here + v * LANES * 4);
                             w[v] = step % 2 ? high(w[v]) : low(w[v]);
                         }
                         for (int r = 0; r < ROWS; ++r) {
                             const Ints token = all_ints(x[step * ROWS + r]);
-                            for (int v = 0; v < VECTORS_OF_INTS; ++v) {
+                            for (int v = 0; v < VECTORS; ++v) {
                                 const Ints product = madd8(w[v], token);
                                 pairs[r][p][v] = step == 0 ? product : add_pairs(pairs[r][p][v], product);
                                 in_this_order(pairs[r][p][v]);
@@ -174,13 +173,13 @@ struct Int4Format {
                     }
                 for (int r = 0; r < ROWS; ++r)
                     for (int p = 0; p < PANELS; ++p)
-                        for (int v = 0; v < VECTORS_OF_INTS; ++v)
+                        for (int v = 0; v < VECTORS; ++v)
                             exact[r][p][v] = add(exact[r][p][v], madd16(pairs[r][p][v], all_ints(0x00010001)));
 #endif
             }
             const bool starts = first && k == begin;
             for (int p = 0; p < PANELS; ++p)
-                for (int v = 0; v < VECTORS_OF_INTS; ++v) {
+                for (int v = 0; v < VECTORS; ++v) {
                     const Vec scales = load(reinterpret_cast<const float*>(weight + p * stride) + v * LANES);
                     for (int r = 0; r < ROWS; ++r) {
                         float* to = c + p * c_stride + r * PANEL + v * LANES;
@@ -189,11 +188,6 @@ struct Int4Format {
                     }
                 }
         }
-    }
-
-    HEADRACE_INLINE static Vec finish(const LinearArgs& args, std::int64_t, std::int64_t panel, int v, const float* sums) {
-        const Vec value = load(sums + v * LANES);
-        return args.bias == nullptr ? value : add(value, load(args.bias + panel * PANEL + v * LANES));
     }
 
     static void pack(const LinearArgs& args, const PackSource& source, std::int64_t panel, char* out) {

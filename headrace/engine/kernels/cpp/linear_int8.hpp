@@ -102,27 +102,27 @@ struct Int8Format {
         const char* weight =
             static_cast<const char*>(args.weight) + panel * stride + begin / INT8_STEP * PANEL * INT8_STEP;
         const std::int32_t* a = static_cast<const std::int32_t*>(packed);
-        Ints sums[ROWS][PANELS][VECTORS_OF_INTS];
+        Ints sums[ROWS][PANELS][VECTORS];
         for (int r = 0; r < ROWS; ++r)
             for (int p = 0; p < PANELS; ++p)
-                for (int v = 0; v < VECTORS_OF_INTS; ++v)
+                for (int v = 0; v < VECTORS; ++v)
                     sums[r][p][v] = first ? no_ints() : load_ints(c + p * c_stride + r * PANEL + v * LANES);
         const std::int64_t count = steps(end - begin);
         for (std::int64_t step = 0; step < count; ++step, a += ROWS) {
             for (int p = 0; p < PANELS; ++p) {
                 const char* at_step = weight + p * stride + step * PANEL * INT8_STEP;
                 if (ROWS < 5) __builtin_prefetch(at_step + 1024);
-                Ints w[VECTORS_OF_INTS];
+                Ints w[VECTORS];
                 get(at_step, w);
                 for (int r = 0; r < ROWS; ++r) {
                     const Ints x = all_ints(a[r]);
-                    for (int v = 0; v < VECTORS_OF_INTS; ++v) sums[r][p][v] = product(sums[r][p][v], x, w[v]);
+                    for (int v = 0; v < VECTORS; ++v) sums[r][p][v] = product(sums[r][p][v], x, w[v]);
                 }
             }
         }
         for (int r = 0; r < ROWS; ++r)
             for (int p = 0; p < PANELS; ++p)
-                for (int v = 0; v < VECTORS_OF_INTS; ++v)
+                for (int v = 0; v < VECTORS; ++v)
                     store_ints(c + p * c_stride + r * PANEL + v * LANES, sums[r][p][v]);
     }
 

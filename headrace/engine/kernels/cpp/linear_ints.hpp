@@ -46,6 +46,5 @@ HEADRACE_INLINE void in_this_order([[maybe_unused]] Ints& v) {
     __asm__("" : "+v"(v));
 #endif
 }
-constexpr int VECTORS_OF_INTS = PANEL / LANES;
 
 }  // namespace headrace::HEADRACE_ISA

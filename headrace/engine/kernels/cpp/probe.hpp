@@ -10,8 +10,8 @@ struct ProbeKernels {
     // one call does.  `sink` keeps the compiler from leaving them out.
     double (*fp32)(std::int64_t rounds, float* sink);
     double (*bf16)(std::int64_t rounds, float* sink);  // in bf16 instructions where there are some, else as fp32
-    double (*int8)(std::int64_t rounds, float* sink);
-    double (*int4)(std::int64_t rounds, float* sink);  // the exact int8 products that the int8 kernels are made of
+    double (*int8)(std::int64_t rounds, float* sink);  // the exact int8 products that the int8 kernels are made of
+    double (*int4)(std::int64_t rounds, float* sink);  // products of pairs of bytes, summed in int16 (VNNI: as int8)
     // Read `bytes` (a multiple of 512) once.
     void (*read)(const void* data, std::int64_t bytes, float* sink);
 };

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterable
-from pathlib import Path
 
 from headrace.lab.http import Peer, model_names
 
@@ -49,26 +47,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def listens(pids: Iterable[int], port: int) -> bool:
-    """Whether one of these processes itself holds a socket that listens on `port` (by its inode under /proc)."""
-    inodes = _listening_inodes(port)
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for handle in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if handle.readlink().name in inodes:
-                        return True
-    return False
-
-
-def _listening_inodes(port: int) -> set[str]:
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
-                    found.add(f"socket:[{fields[9]}]")
-    return found

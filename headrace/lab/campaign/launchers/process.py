@@ -20,10 +20,12 @@ from typing import Any
 
 from headrace.errors import LaunchError
 from headrace.lab.campaign.launchers.environment import NONCE_VARIABLE, server_environment
+from headrace.lab.procfs import PROC, descendants, pids, stat_fields
 
 _CONTAINER_S = 60.0
 _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.02
+_ENDED = "ZX"  # states of a process that waits for its parent, or is no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class ProcessIdentity:
         if self.boot_id != boot_id():
             return False
         stat = _stat(self.pid)
-        return stat is not None and stat[1] == self.start_ticks and stat[0] not in "ZX"
+        return stat is not None and stat[1] == self.start_ticks and stat[0] not in _ENDED
 
 
 def boot_id() -> str:
@@ -209,39 +211,23 @@ def processes_with(nonce: str) -> list[int]:
     or descend from one."""
     needle = f"{NONCE_VARIABLE}={nonce}".encode()
     marked: set[int] = set()
-    table: dict[int, tuple[int, int]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    parents: dict[int, int] = {}
+    group_of: dict[int, int] = {}
+    for pid in pids():
+        fields = None if pid == os.getpid() else stat_fields(pid)
+        if fields is None or fields[0] in _ENDED:
             continue
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            environ = (entry / "environ").read_bytes()
-            fields = _fields(int(entry.name))
-            if fields is None or fields[0] in "ZX":
-                continue
-            table[int(entry.name)] = int(fields[1]), int(fields[2])
-            if needle in environ.split(b"\0"):
-                marked.add(int(entry.name))
-    if not marked:
-        return []
+            is_marked = needle in (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            parents[pid], group_of[pid] = int(fields[1]), int(fields[2])
+            if is_marked:
+                marked.add(pid)
     # A server is started as the leader of a group; nobody else's is in it.  The lab's own group is never meant.
-    groups = {table[pid][1] for pid in marked} - {os.getpgrp()}
-    found = marked | {pid for pid, (_, group) in table.items() if group in groups}
-    while more := {pid for pid, (parent, _) in table.items() if parent in found} - found:
-        found |= more
-    return sorted(found)
+    groups = {group_of[pid] for pid in marked} - {os.getpgrp()}
+    return sorted(descendants(marked | {pid for pid, group in group_of.items() if group in groups}, parents))
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
     """(state letter, start time in ticks) from /proc; None when there is no such process."""
-    fields = _fields(pid)
+    fields = stat_fields(pid)
     return None if fields is None else (fields[0], int(fields[19]))
-
-
-def _fields(pid: int) -> list[str] | None:
-    """/proc/PID/stat from the state letter on; None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # The command name is in parentheses and may hold anything, even ") ": count from the last one.
-    return stat[stat.rindex(")") + 2 :].split()

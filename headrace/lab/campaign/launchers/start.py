@@ -17,6 +17,7 @@ from headrace.lab.campaign.launchers.process import ProcessIdentity, ServerProce
 from headrace.lab.campaign.launchers.server import Server
 from headrace.lab.campaign.target import TargetTable
 from headrace.lab.metrics.result import STEPS
+from headrace.lab.procfs import listeners
 
 Json = Any
 
@@ -144,7 +145,7 @@ class ProcessLauncher:
         names = probe.served_models(url)
         if nonce in names:
             return
-        ours = self.target.kind == "docker" or probe.listens(processes_with(nonce), port)
+        ours = self.target.kind == "docker" or bool(listeners(port, processes_with(nonce)))
         if not ours:
             raise LaunchError(
                 f"another server answers on port {port}: it took the port before ours did",
@@ -163,7 +164,7 @@ class ProcessLauncher:
         after = f"the server was not ready within {self.target.ready_timeout_s:g} s"
         if out_of_memory(log):  # some servers hang when a worker has run out of it
             return LaunchError(f"{after}: it ran out of memory", kind="oom", log_tail=process.log_tail())
-        listens = probe.listens(processes_with(process.nonce), port)
+        listens = listeners(port, processes_with(process.nonce))
         state = f"listens but does not answer {self.target.health_path} with 200" if listens else "does not listen yet"
         doing = phase(log)
         was = f" (its log: still {doing})" if doing != "starting" else ""
