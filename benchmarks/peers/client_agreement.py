@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ KEYS = (
     *(f"{word}_{metric}_ms" for metric in ("ttft", "tpot", "itl", "e2el") for word in ("mean", "median", "p90")),
 )
 TOOLS = ("headrace", "vllm")
+HEAD_START_S = 14.0  # for vLLM's client, whose imports take a core for so long: nobody should measure meanwhile
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # vLLM leaves a core to others by default
 FLAGS = ("--max-model-len", "2048", "--max-num-batched-tokens", "512", "--max-num-seqs", "64")
 
@@ -48,7 +50,7 @@ def served(args: argparse.Namespace, where: Path) -> Iterator[str]:
         with running(TIMED, str(where / "log"), "--no-errors") as url:
             yield url
         return
-    flags = (*FLAGS, "--no-enable-prefix-caching", *(("--enforce-eager",) if args.eager else ()))
+    flags = (*FLAGS, "--dtype", args.dtype, "--no-enable-prefix-caching", *(("--enforce-eager",) if args.eager else ()))
     program, environ = (HEADRACE, ONE_THREAD) if args.server == "headrace" else ((str(args.vllm / "bin/vllm"),), VLLM)
     with started(args.server, args.model, program, environ, flags) as server:
         yield server.url
@@ -89,10 +91,11 @@ def measure(tools: Sequence[str], url: str, args: argparse.Namespace, seed: int)
         where = Path(name)
         write_prompts(args, seed, where / "prompts.jsonl")
         logs = {tool: stack.enter_context((where / f"{tool}.log").open("w+")) for tool in tools}
-        processes = {
-            tool: subprocess.Popen(command_of(tool, url, args, where / "prompts.jsonl"), stdout=log, stderr=log)
-            for tool, log in logs.items()
-        }
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+        for tool in sorted(tools, reverse=True):  # vLLM's first
+            time.sleep(HEAD_START_S if processes else 0)
+            command = command_of(tool, url, args, where / "prompts.jsonl")
+            processes[tool] = subprocess.Popen(command, stdout=logs[tool], stderr=logs[tool])
         for tool, process in processes.items():
             if process.wait(timeout=900) not in (0, 4):
                 logs[tool].seek(0)
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--server", choices=("headrace", "vllm", "timed"), required=True)
     parser.add_argument("--model", type=Path, required=True, help="of `timed` only the tokenizer is used")
     parser.add_argument("--vllm", type=Path, required=True, help="an environment with vLLM")
+    parser.add_argument("--dtype", default="float32", help="of both engines")
     parser.add_argument("--eager", action="store_true", help="vLLM without its compilation, which takes minutes")
     parser.add_argument("--together", action="store_true", help="both clients at the same time")
     parser.add_argument("--rounds", type=int, default=3)
