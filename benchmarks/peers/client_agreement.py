@@ -1,13 +1,11 @@
 """headrace's client and `vllm bench serve` on one server: do they agree on what they define alike?
 
     python benchmarks/peers/client_agreement.py --server headrace|vllm|timed --model DIR --vllm ENVIRONMENT
-        [--together --rate inf --max-concurrency 2]
 
-Both send the same texts, of exactly `--input-len` tokens, to a server without a prefix cache, in turn with the same
-constant arrivals; printed are the medians of each metric over the rounds, and their difference.
-`timed` is a server of scripted timing, fresh for each run: an engine's own runs differ by more than clients do.
-`--together` runs both at the same time on one server, so that they meet the same seconds of it: with `--rate inf
---max-concurrency N` each is N users, and neither can be favoured by a slow spell of the machine.
+Both send the same texts, of exactly `--input-len` tokens, greedy, to a server without a prefix cache, in turn with the
+same constant arrivals.  An engine's own runs differ by more than clients do, so each run goes through a relay that
+notes when the events passed (`tap.py`): each client is compared with what was true of its own run, and the two clients
+with one another by how far each is from that.  `timed` is a server of scripted timing, fresh for each run.
 """
 
 from __future__ import annotations
@@ -20,8 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from compare import VLLM
@@ -32,13 +29,14 @@ from tokenizers import Tokenizer
 sys.path.append(str(Path(__file__).parents[1]))
 
 from scripted import TIMED, running
+from tap import vllm_figures
 
 KEYS = (
     *("completed", "total_input_tokens", "total_output_tokens", "duration", "request_throughput", "output_throughput"),
     *(f"{word}_{metric}_ms" for metric in ("ttft", "tpot", "itl", "e2el") for word in ("mean", "median", "p90")),
 )
 TOOLS = ("headrace", "vllm")
-HEAD_START_S = 14.0  # for vLLM's client, whose imports take a core for so long: nobody should measure meanwhile
+TAP = str(Path(__file__).parents[1] / "tap.py")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # vLLM leaves a core to others by default
 FLAGS = ("--max-model-len", "2048", "--max-num-batched-tokens", "512", "--max-num-seqs", "64")
 
@@ -80,43 +78,36 @@ def command_of(tool: str, url: str, args: argparse.Namespace, prompts: Path) -> 
         # vLLM's parser has no word for a constant rate; a narrow gamma is one.
         *("--request-rate", str(args.rate), "--burstiness", "1e9" if tool == "vllm" else "inf"),
         *(("--max-concurrency", str(args.max_concurrency)) if args.max_concurrency else ()),
-        *("--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
+        *("--temperature", "0", "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
         *("--save-result", "--result-dir", str(prompts.parent), "--result-filename", f"{tool}.json", "--disable-tqdm"),
     ]
 
 
-def measure(tools: Sequence[str], url: str, args: argparse.Namespace, seed: int) -> list[dict[str, float]]:
-    """Each client's result; more than one run at the same time."""
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+def measure(tool: str, url: str, args: argparse.Namespace, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The client's result, and the same figures from what the tap saw."""
+    with tempfile.TemporaryDirectory() as name:
         where = Path(name)
         write_prompts(args, seed, where / "prompts.jsonl")
-        logs = {tool: stack.enter_context((where / f"{tool}.log").open("w+")) for tool in tools}
-        processes: dict[str, subprocess.Popen[bytes]] = {}
-        for tool in sorted(tools, reverse=True):  # vLLM's first
-            time.sleep(HEAD_START_S if processes else 0)
-            command = command_of(tool, url, args, where / "prompts.jsonl")
-            processes[tool] = subprocess.Popen(command, stdout=logs[tool], stderr=logs[tool])
-        for tool, process in processes.items():
-            if process.wait(timeout=900) not in (0, 4):
-                logs[tool].seek(0)
-                sys.exit(f"{tool} ended with {process.returncode}:\n{logs[tool].read()[-3000:]}")
-        return [json.loads((where / f"{tool}.json").read_text()) for tool in tools]
+        with running(TAP, str(where / "tap.json"), url.rpartition(":")[2]) as tapped:
+            command = command_of(tool, tapped, args, where / "prompts.jsonl")
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        if done.returncode not in (0, 4):
+            sys.exit(f"{tool} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-3000:]}")
+        passed = sorted(json.loads((where / "tap.json").read_text()), key=lambda row: row["sent_ns"])
+        # vLLM's client may try one request before.
+        return json.loads((where / f"{tool}.json").read_text()), vllm_figures(passed[-args.requests :])
 
 
-def rounds(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+def rounds(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         where = Path(name)
         url = "" if args.server == "timed" else stack.enter_context(served(args, where))
         if url:
-            measure(["headrace"], url, args, 999)  # the first requests warm the server up
+            measure("headrace", url, args, 999)  # the first requests warm the server up
         for number in range(args.rounds):
-            order = TOOLS if number % 2 == 0 else TOOLS[::-1]
-            if args.together:
-                yield from zip(order, measure(order, url, args, number), strict=True)
-                continue
-            for tool in order:
+            for tool in TOOLS if number % 2 == 0 else TOOLS[::-1]:
                 with contextlib.nullcontext(url) if url else served(args, where) as address:
-                    yield tool, measure([tool], address, args, number)[0]
+                    yield tool, *measure(tool, address, args, number)
 
 
 def main() -> None:
@@ -126,7 +117,6 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, required=True, help="an environment with vLLM")
     parser.add_argument("--dtype", default="float32", help="of both engines")
     parser.add_argument("--eager", action="store_true", help="vLLM without its compilation, which takes minutes")
-    parser.add_argument("--together", action="store_true", help="both clients at the same time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.0)
@@ -135,20 +125,24 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=32)
     args = parser.parse_args()
     args.model = args.model.resolve()
-    if args.together and args.server == "timed":
-        parser.error("--together needs one server for both: --server headrace or vllm")
-    found: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
-    for tool, result in rounds(args):
-        found[tool].append(result)
-        print(tool, {key: round(result[key], 2) for key in KEYS}, flush=True)
-    how = "together" if args.together else "in turn"
-    print(f"\nserver: {args.server}; {args.rounds} rounds {how}, medians (lowest to highest)")
-    print(f"{'':<24} {'headrace':>30} {'vllm bench serve':>30} {'difference':>11}")
+    off: dict[str, dict[str, list[float]]] = {tool: {key: [] for key in KEYS} for tool in TOOLS}
+    said: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
+    for tool, result, true in rounds(args):
+        said[tool].append(result)
+        for key in KEYS:
+            off[tool][key].append(result[key] / true[key] - 1)
+        print(tool, {key: (round(result[key], 2), round(true[key], 2)) for key in KEYS}, flush=True)
+    print(
+        f"\nserver: {args.server}; {args.rounds} rounds in turn; what each client said, medians; how far that is from"
+    )
+    print("what passed the tap in the same run, medians (lowest to highest); and how far apart these are")
+    print(f"{'':<20}{'headrace':>11}{'vllm':>11}{'headrace - tap':>29}{'vllm bench serve - tap':>29}{'apart':>10}")
     for key in KEYS:
-        values = [[one[key] for one in found[tool]] for tool in TOOLS]
-        ours, theirs = map(statistics.median, values)
-        shown = [f"{statistics.median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in values]
-        print(f"{key:<24} {shown[0]:>30} {shown[1]:>30} {(ours - theirs) / theirs:>+11.1%}")
+        ours, theirs = (statistics.median(one[key] for one in said[tool]) for tool in TOOLS)
+        both = [off[tool][key] for tool in TOOLS]
+        shown = "".join(f"{statistics.median(x):>+11.2%} ({min(x):+.2%} to {max(x):+.2%})".rjust(29) for x in both)
+        apart = statistics.median(both[0]) - statistics.median(both[1])
+        print(f"{key:<20}{ours:>11.2f}{theirs:>11.2f}{shown}{apart:>+10.2%}")
 
 
 if __name__ == "__main__":

@@ -122,10 +122,11 @@ struct Int4Format : FloatSums {
     // Not inlined: inside the loops around it g++ finds fewer registers (measured: 12 % slower at 64 rows).
     template <int ROWS, int PANELS>
     __attribute__((noinline)) static void tile(const LinearArgs& args, const void* packed, std::int64_t panel, std::int64_t begin,
-                                     std::int64_t end, float* c, std::int64_t c_stride, bool first) {
+                                     std::int64_t end, float* c, std::int64_t c_stride, bool first, Ahead ahead) {
         const std::int64_t count = held(args.group), bytes = group_bytes(args.group), stride = panel_bytes(args);
         const char* weight = static_cast<const char*>(args.weight) + panel * stride + begin / count * bytes;
         const std::int32_t* a = static_cast<const std::int32_t*>(packed);
+        ahead = ahead.in_parts((end - begin) / 8 * PANELS);
         for (std::int64_t k = begin; k < end; k += count, weight += bytes, a += ROWS * (count / 4 + 2)) {
             const float* token_scales = reinterpret_cast<const float*>(a + ROWS * (count / 4));
             const std::int32_t* token_sums = a + ROWS * (count / 4 + 1);
@@ -143,7 +144,10 @@ struct Int4Format : FloatSums {
                 for (int step = 0; step < UNIT / 4; step += 2)
                     for (int p = 0; p < PANELS; ++p) {
                         const char* here = values + p * stride + step * PANEL * 2;
-                        if (ROWS < 5) __builtin_prefetch(here + 1024);
+                        if (ROWS < FETCH_ROWS)
+                            __builtin_prefetch(here + 1024);
+                        else
+                            ahead.fetch();
                         const Ints w = load_ints(here), w0 = low(w), w1 = high(w);
                         for (int r = 0; r < ROWS; ++r) {
                             exact[r][p][0] = _mm512_dpbusd_epi32(exact[r][p][0], w0, all_ints(x[step * ROWS + r]));
@@ -156,7 +160,10 @@ struct Int4Format : FloatSums {
                 for (int step = 0; step < UNIT / 4; ++step)
                     for (int p = 0; p < PANELS; ++p) {
                         const char* here = values + p * stride + step / 2 * PANEL * 4;
-                        if (ROWS < 5 && step % 2 == 0) __builtin_prefetch(here + 1024);
+                        if (ROWS < FETCH_ROWS && step % 2 == 0)
+                            __builtin_prefetch(here + 1024);
+                        else if (step % 2 == 0)
+                            ahead.fetch();
                         Ints w[VECTORS];
                         for (int v = 0; v < VECTORS; ++v) {
                             w[v] = load_ints(here + v * LANES * 4);

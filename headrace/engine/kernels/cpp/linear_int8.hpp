@@ -46,7 +46,7 @@ struct Int8Format {
     static std::int64_t steps(std::int64_t inputs) { return (inputs + INT8_STEP - 1) / INT8_STEP; }
     static std::int64_t weight_bytes(std::int64_t inputs) { return steps(inputs) * PANEL * INT8_STEP; }
     // The sums of the weights follow the weights of a panel.
-    static std::int64_t panel_bytes(std::int64_t inputs) { return weight_bytes(inputs) + (INT8_STEP == 4 ? PANEL * 4 : 0); }
+    static std::int64_t panel_bytes(const LinearArgs& args) { return weight_bytes(args.inputs) + (INT8_STEP == 4 ? PANEL * 4 : 0); }
     static std::int64_t place(std::int64_t input, int lane) {
         return (input / INT8_STEP * PANEL + lane) * INT8_STEP + input % INT8_STEP;
     }
@@ -97,8 +97,8 @@ struct Int8Format {
 
     template <int ROWS, int PANELS>
     HEADRACE_INLINE static void tile(const LinearArgs& args, const void* packed, std::int64_t panel, std::int64_t begin,
-                                     std::int64_t end, std::int32_t* c, std::int64_t c_stride, bool first) {
-        const std::int64_t stride = panel_bytes(args.inputs);
+                                     std::int64_t end, std::int32_t* c, std::int64_t c_stride, bool first, Ahead ahead) {
+        const std::int64_t stride = panel_bytes(args);
         const char* weight =
             static_cast<const char*>(args.weight) + panel * stride + begin / INT8_STEP * PANEL * INT8_STEP;
         const std::int32_t* a = static_cast<const std::int32_t*>(packed);
@@ -108,10 +108,14 @@ struct Int8Format {
                 for (int v = 0; v < VECTORS; ++v)
                     sums[r][p][v] = first ? no_ints() : load_ints(c + p * c_stride + r * PANEL + v * LANES);
         const std::int64_t count = steps(end - begin);
+        ahead = ahead.in_parts(count * PANELS);
         for (std::int64_t step = 0; step < count; ++step, a += ROWS) {
             for (int p = 0; p < PANELS; ++p) {
                 const char* at_step = weight + p * stride + step * PANEL * INT8_STEP;
-                if (ROWS < 5) __builtin_prefetch(at_step + 1024);
+                if (ROWS < FETCH_ROWS)
+                    __builtin_prefetch(at_step + 1024);
+                else
+                    ahead.fetch();
                 Ints w[VECTORS];
                 get(at_step, w);
                 for (int r = 0; r < ROWS; ++r) {
@@ -130,7 +134,7 @@ struct Int8Format {
                                       const std::int32_t* sums) {
         Ints exact = load_ints(sums + v * LANES);
 #if HAS_VNNI
-        const char* weights = static_cast<const char*>(args.weight) + panel * panel_bytes(args.inputs);
+        const char* weights = static_cast<const char*>(args.weight) + panel * panel_bytes(args);
         exact = sub(exact, load_ints(weights + weight_bytes(args.inputs)));
 #endif
         const Vec scales = load(args.scales + panel * PANEL + v * LANES);

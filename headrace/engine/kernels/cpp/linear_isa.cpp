@@ -8,9 +8,9 @@ namespace {
 std::int64_t panel_bytes(const LinearArgs& args) {
     switch (args.format) {
         case Format::int4: return Int4Format::panel_bytes(args);
-        case Format::int8: return Int8Format::panel_bytes(args.inputs);
-        case Format::bf16: return Bf16Format::panel_bytes(args.inputs);
-        default: return Fp32Format::panel_bytes(args.inputs);
+        case Format::int8: return Int8Format::panel_bytes(args);
+        case Format::bf16: return Bf16Format::panel_bytes(args);
+        default: return Fp32Format::panel_bytes(args);
     }
 }
 
