@@ -18,7 +18,7 @@ from types import ModuleType
 
 import torch
 
-from headrace.engine import kernels
+from headrace.engine import kernels, pages
 from headrace.engine.kernels.linear import NativeLinear
 from headrace.engine.quant.linears import Int4Linear
 from headrace.engine.quant.unpack import GroupedWeights
@@ -86,7 +86,7 @@ def main() -> None:
     native = kernels.native()
     if native is None:
         parser.exit(2, f"no native kernels: {kernels.load()[1]}\n")
-    memory = torch.ones(READ_BYTES, dtype=torch.uint8)
+    memory = pages.zeros(READ_BYTES).fill_(1)
     for threads in args.threads:
         native.set_num_threads(threads)
         reads = native.read_rate(memory.data_ptr(), memory.nbytes, 20)

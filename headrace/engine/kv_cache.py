@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.engine import pages
 from headrace.engine.models.shape import ModelShape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -110,6 +112,5 @@ def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # calloc's zero pages are not touched before they are used; torch.zeros writes them all (2 s for 2 GiB).
-    num_bytes = int(np.prod(size, dtype=np.int64)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
+    # Not torch.zeros: it writes them all (2 s for 2 GiB).
+    return pages.zeros(math.prod(size) * dtype.itemsize).view(dtype).view(size)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headrace.engine import kernels
+from headrace.engine import kernels, pages
 
 REPEATS = 3
 ROUNDS, PEAK_REPEATS = 3000, 50  # short, so that some fall between interruptions
@@ -37,7 +37,7 @@ def measure(dtype: str, num_threads: int, weight_bytes: int) -> Probe:
     native = kernels.native()
     if native is not None:
         native.set_num_threads(num_threads)
-        buffer = torch.full((max(LEAST_READ_BYTES, min(weight_bytes, READ_BYTES)) // 4,), 0.5)
+        buffer = pages.zeros(max(LEAST_READ_BYTES, min(weight_bytes, READ_BYTES))).fill_(1)  # where weights are
         rates = (
             native.read_rate(buffer.data_ptr(), buffer.nbytes, REPEATS),
             max(native.peak_rate(_KINDS[dtype], ROUNDS) for _ in range(PEAK_REPEATS)),

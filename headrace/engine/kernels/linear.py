@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from headrace.engine import pages
 from headrace.engine.quant.unpack import GroupedWeights, stacked
 
 PANEL = 16
@@ -45,7 +46,7 @@ class NativeLinear:
         self._gated = gated
         self.inputs, self.outputs = inputs, self._outputs // 2 if gated else self._outputs
         self._matrix = native.Linear(first.format, self._outputs, inputs, first.group_size)
-        self._weight = torch.empty(self._matrix.packed_bytes, dtype=torch.uint8)
+        self._weight = pages.carve(self._matrix.packed_bytes)
         self._bias = _padded(bias, self._outputs, gated)
         self._scales = _padded(scales, self._outputs, gated)
         self._order = first.order
