@@ -28,9 +28,9 @@ class TokenLogprob:
 class Output:
     """New text of one request, or its end, or both.
 
-    `text` never splits a character and never holds part of a stop string; it may be empty only in the last
-    output.  `token_ids` are the tokens since the previous output (several when text was held back, or when the request
-    has a `stream_interval`).
+    `text` never splits a character and never holds part of a stop string: it is empty while all of it is held back,
+    for a client times tokens, not characters.  `token_ids` are the tokens since the previous output (several when the
+    request has a `stream_interval`).
     `prompt_logprobs` (of all prompt tokens but the first) come once, with the first output.
     `num_output_tokens` counts sampled tokens so far, the end token included.
     """
@@ -144,7 +144,7 @@ class OutputAssembler:
         logprob: TokenLogprob | None = None,
         prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Output | None:
-        """The next Output, or None while there is nothing to show (half a character, a possible stop string)."""
+        """The next Output, or None inside a `stream_interval`."""
         if prompt_logprobs is not None:
             self._prompt_logprobs = prompt_logprobs
         text, reason, stop_reason = "", event.finish_reason, event.stop_reason
@@ -163,7 +163,7 @@ class OutputAssembler:
             self.stopped_early = reason is None
             reason, stop_reason = FinishReason.STOP, stop
         self._text += text
-        if reason is None and (not self._text or (self._begun and len(self._token_ids) < self._interval)):
+        if reason is None and (not self._token_ids or (self._begun and len(self._token_ids) < self._interval)):
             return None
         return self._output(reason, stop_reason, event.error)
 

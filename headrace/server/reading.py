@@ -56,6 +56,11 @@ class Reader:
             self._parser = parser_of(reading.calls, frozenset(reading.names))
         self._ids: list[str] = []
 
+    @property
+    def withholds(self) -> bool:
+        """Whether text may stay inside because it may belong to reasoning or to a call."""
+        return self._splitter is not None or self._parser is not None
+
     def push(self, text: str, *, last: bool) -> Part:
         """Add text; return what is certain; with `last` everything."""
         reasoning, content = self._split(text, last)
@@ -76,13 +81,13 @@ class Reader:
         """`tool_calls` when the answer made calls and was not cut."""
         return "tool_calls" if self._ids and reason is FinishReason.STOP else reason.value
 
-    def delta(self, part: Part, *, first: bool) -> dict[str, Any]:
+    def delta(self, part: Part, *, first: bool, last: bool) -> dict[str, Any]:
         """OpenAI's `delta` of a part."""
         delta: dict[str, Any] = {"role": "assistant"} if first else {}
         if part.reasoning:
             # Two names: the one of DeepSeek and older vLLM, and the one of vLLM now.
             delta |= {"reasoning_content": part.reasoning, "reasoning": part.reasoning}
-        if part.content or (first and not part):
+        if part.content or (not part and (first or not last)):
             delta["content"] = part.content
         if part.calls:
             delta["tool_calls"] = [self._call_delta(call) for call in part.calls]

@@ -52,7 +52,8 @@ class Chunks:
     def chunk(self, index: int, output: Output) -> bytes:
         """The event of one output: its text, and the finish reason if it is the last.
 
-        Empty when nothing of it can be shown yet, because it may belong to a tool call or to reasoning.
+        Empty when nothing of it can be shown yet, because it may belong to a tool call or to reasoning.  A token whose
+        text is held back, half a character, has an event with an empty text, as in vLLM: clients time tokens by them.
         """
         self._usage.add(index, output)
         choice: dict[str, Any] = {"index": index}
@@ -61,11 +62,11 @@ class Chunks:
         if self._generation.chat:
             reader = self._readers[index]
             part = reader.push(output.text, last=output.finish_reason is not None)
-            if not part and output.finish_reason is None:
+            if not part and reader.withholds and output.finish_reason is None:
                 self._held[index].extend(output.logprobs or ())
                 self._held_ids[index].extend(output.token_ids)
                 return b""
-            choice["delta"] = reader.delta(part, first=first)
+            choice["delta"] = reader.delta(part, first=first, last=output.finish_reason is not None)
             if output.finish_reason is not None:
                 finish_reason = reader.finish_reason(output.finish_reason)
         else:

@@ -106,12 +106,12 @@ def test_a_stop_string_ends_the_request_in_the_core_too() -> None:
     in_world(test)
 
 
-def test_held_text_comes_with_its_tokens_and_logprobs() -> None:
+def test_a_token_whose_text_is_held_back_comes_at_once_with_its_logprob() -> None:
     async def test(world: World) -> None:
         outputs = await read(world.engine.submit(request(max_tokens=5, stop=("bcx",), logprobs=1)))
-        assert [output.text for output in outputs] == ["a", "bcd", "e"]
-        assert [len(output.token_ids) for output in outputs] == [1, 3, 1]
-        assert [len(output.logprobs or ()) for output in outputs] == [1, 3, 1]
+        assert [output.text for output in outputs] == ["a", "", "", "bcd", "e"]
+        assert [len(output.token_ids) for output in outputs] == [1, 1, 1, 1, 1]
+        assert [len(output.logprobs or ()) for output in outputs] == [1, 1, 1, 1, 1]
 
     in_world(test)
 

@@ -229,7 +229,7 @@ class ScriptedEngine:
                     return
                 self._tokens[1] += 1
                 held.append(token)
-                output = replace(output, num_output_tokens=count, text="", token_ids=tuple(held), logprobs=None)
+                output = replace(output, num_output_tokens=count, text="", token_ids=(token,), logprobs=None)
                 if self.fail_after is not None and count > self.fail_after:
                     self._end(live, FinishReason.ERROR, count)
                     yield replace(output, finish_reason=FinishReason.ERROR, error="the logits are not finite")
@@ -237,10 +237,11 @@ class ScriptedEngine:
                 text = TOKENIZER.decode(held, skip_special_tokens=True)
                 reason = self._reason(request, token, count)
                 if reason is None and (not text or text.endswith("\ufffd")):
+                    yield replace(output, logprobs=self._logprobs(request, [token]))
                     continue
                 if reason is not None:
                     self._end(live, reason, count)
-                yield replace(output, text=text, finish_reason=reason, logprobs=self._logprobs(request, held))
+                yield replace(output, text=text, finish_reason=reason, logprobs=self._logprobs(request, [token]))
                 held = []
                 if reason is not None:
                     return
