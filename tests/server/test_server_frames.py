@@ -33,13 +33,13 @@ async def test_one_token_is_one_event_and_the_role_comes_with_the_first() -> Non
 
 
 @in_loop
-async def test_no_event_is_empty_although_characters_take_several_tokens() -> None:
+async def test_every_token_has_an_event_and_no_character_is_split() -> None:
     async with serving(ScriptedEngine()) as served:
         response = await served.http.post("/v1/completions", json={"prompt": "Hi", "stream": True, "max_tokens": 60})
     *chunks, _ = events(response.text)
     texts = [chunk["choices"][0]["text"] for chunk in chunks]
-    assert all(texts) and not any("\ufffd" in text for text in texts)
-    assert len(texts) < 60, "the bytes of a character arrive together"
+    assert len(texts) == 60 and not any("\ufffd" in text for text in texts)
+    assert "" in texts, "a character of several tokens comes with its last one"
     assert "".join(texts) == TOKENIZER.decode(TOKENIZER.encode(ANSWER, False)[:60])
 
 

@@ -51,7 +51,7 @@ def test_it_is_close_to_the_weights_multiplied_out(native: ModuleType) -> None:
     alone (with one scale a token the second bound would be 0.08)."""
     weight = weights(64, 1024, 128)
     x = torch.randn(50, 1024)
-    for outlier, most in ((1.0, 0.01), (100.0, 0.03)):
+    for outlier, most in ((1.0, 0.01), (100.0, 0.045)):
         x[:, 300] *= outlier
         exact = x @ weight.dequantize().t()
         off = (NativeLinear(native, [weight])(x) - exact).norm() / exact.norm()
