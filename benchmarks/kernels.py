@@ -4,15 +4,15 @@ For the matrices of Qwen2.5-0.5B: the rate of products and of weights read, each
 (multiply-adds in registers; one pass over memory beyond the caches).  The larger share is what binds.
 Best of many repetitions; layers take turns on copies that do not fit into the caches together.
 
-    python benchmarks/kernels.py [--threads 1 2] [--rows 1 4 8 ...] [--formats fp32 bf16 int8 int4 int4-torch]
+    python benchmarks/kernels.py [--threads 1 2] [--rows 1 4 8 ...] [--formats fp32 bf16 int8 int4 ...]
 
-int4 has groups of 128; int4-torch is torch's own kernel for the same weights (not by default: it takes long).
+int4 has groups of 128.  fp32-torch is oneDNN's product of packed weights, where torch has it; int4-torch is torch's own
+kernel for the same weights (neither by default: the latter takes long).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from types import ModuleType
 
@@ -20,6 +20,7 @@ import torch
 
 from headrace.engine import kernels, pages
 from headrace.engine.kernels.linear import NativeLinear
+from headrace.engine.models.layers import Linear
 from headrace.engine.quant.linears import Int4Linear
 from headrace.engine.quant.unpack import GroupedWeights
 
@@ -31,7 +32,8 @@ SHAPES = {
     "head": (151936, 896),
 }
 ROWS = (1, 4, 8, 16, 32, 64, 128, 512)
-FORMATS = ("fp32", "bf16", "int8", "int4", "int4-torch")
+DEFAULT_FORMATS = ("fp32", "bf16", "int8", "int4")
+FORMATS = (*DEFAULT_FORMATS, "fp32-torch", "int4-torch")
 GROUP = 128
 READ_BYTES = 256 << 20
 COPIES_BYTES = 256 << 20  # eight times a last cache of 32 MiB: of twice as much, part stays in it
@@ -39,12 +41,14 @@ LEAST_CALLS = 12  # the best of one or two is what the machine happened to do
 MANY_ROWS = 64  # from here on weights are read once for many products: caches matter little
 
 
-Layer = NativeLinear | Int4Linear
+Layer = NativeLinear | Linear | Int4Linear
 
 
 def layer(native: ModuleType, name: str, outputs: int, inputs: int) -> Layer:
     """One layer of random weights."""
     weight = torch.randn(outputs, inputs) * inputs**-0.5
+    if name == "fp32-torch":
+        return Linear(weight)
     if name.startswith("int4"):
         values = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
         scales = torch.full((outputs, inputs // GROUP), 0.01)
@@ -64,22 +68,20 @@ def copies(native: ModuleType, name: str, outputs: int, inputs: int) -> list[Lay
 
 def best_s(layers: list[Layer], x: torch.Tensor, limit_s: float) -> float:
     """The best time of one call."""
-    best, until = 1e9, time.perf_counter() + limit_s
-    for calls in itertools.count(1):
+    times: list[float] = []
+    until = time.perf_counter() + limit_s
+    while len(times) < LEAST_CALLS or time.perf_counter() < until:
         started_s = time.perf_counter()
-        layers[calls % len(layers)](x)
-        ended_s = time.perf_counter()
-        best = min(best, ended_s - started_s)
-        if ended_s > until and calls >= LEAST_CALLS:
-            break
-    return best
+        layers[len(times) % len(layers)](x)
+        times.append(time.perf_counter() - started_s)
+    return min(times)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
-    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(FORMATS[:-1]))
+    parser.add_argument("--formats", choices=FORMATS, nargs="+", default=list(DEFAULT_FORMATS))
     parser.add_argument("--shapes", choices=SHAPES, nargs="+", default=list(SHAPES))
     parser.add_argument("--seconds", type=float, default=0.2, help="for one cell of the table")
     args = parser.parse_args()
@@ -91,7 +93,7 @@ def main() -> None:
         native.set_num_threads(threads)
         reads = native.read_rate(memory.data_ptr(), memory.nbytes, 20)
         for name in args.formats:
-            torch.set_num_threads(threads if name == "int4-torch" else 1)
+            torch.set_num_threads(threads if name.endswith("-torch") else 1)
             kind = name.removesuffix("-torch")
             peak = max(native.peak_rate(kind, 3000) for _ in range(200))  # short: between interruptions
             print(

@@ -13,6 +13,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -50,30 +51,38 @@ class Tap:
             writer.close()
 
 
-def answers(up: Noted, down: Noted) -> list[dict[str, object]]:
-    """One connection's streamed completions, in order: `sent_ns`, `stamps_ns` of the events with choices, and `usage`.
+class Answer(TypedDict):
+    """One streamed completion: when its request came, when its events with choices passed (ns), and its usage."""
 
-    A client sends its next request when it has had the answer to the last.
-    """
+    sent_ns: int
+    stamps_ns: list[int]
+    usage: dict[str, int]
+
+
+def answers(up: Noted, down: Noted) -> list[Answer]:
+    """One connection's streamed completions, in order: a client sends its next request when it has the last answer."""
     sent = [at for at, data in up if data.startswith(b"POST ") and b"completions" in data[:200]]
-    rows: list[dict[str, object]] = [{"sent_ns": at, "stamps_ns": [], "usage": {}} for at in sent]
-    ends = np.cumsum([len(data) for _, data in down]) if down else np.zeros(0)
+    rows: list[Answer] = [{"sent_ns": at, "stamps_ns": [], "usage": {}} for at in sent]
+    ends = np.cumsum([len(data) for _, data in down])
     for event in EVENT.finditer(b"".join(data for _, data in down)):
         at = down[int(np.searchsorted(ends, event.end()))][0]
         message = json.loads(event[1])
         row = rows[bisect.bisect(sent, at) - 1]
         if message.get("choices"):
-            row["stamps_ns"].append(at)  # type: ignore[attr-defined]
+            row["stamps_ns"].append(at)
         elif "usage" in message:
             row["usage"] = message["usage"]
     return rows
 
 
-def vllm_figures(rows: list[dict[str, object]]) -> dict[str, float]:
-    """The figures of vLLM's result file, by its client's definitions (0.32, `endpoint_request_func.py`, `serve.py`)."""
+def vllm_figures(rows: list[Answer]) -> dict[str, float]:
+    """The figures of vLLM's result file, by its client's definitions (0.32, `endpoint_request_func.py`, `serve.py`).
+
+    Written out again, not taken from `lab.metrics.definitions`: that is part of what is judged.
+    """
     rows = [row for row in rows if row["stamps_ns"]]
-    stamps = [np.array([row["sent_ns"], *row["stamps_ns"]]) / 1e6 for row in rows]  # type: ignore[misc]
-    tokens = [row["usage"]["completion_tokens"] for row in rows]  # type: ignore[index]
+    stamps = [np.array([row["sent_ns"], *row["stamps_ns"]]) / 1e6 for row in rows]
+    tokens = [row["usage"]["completion_tokens"] for row in rows]
     seconds = (max(each[-1] for each in stamps) - min(each[0] for each in stamps)) / 1e3
     samples = {
         "ttft": [each[1] - each[0] for each in stamps],
@@ -81,9 +90,9 @@ def vllm_figures(rows: list[dict[str, object]]) -> dict[str, float]:
         "itl": [after - before for each in stamps for before, after in pairwise(each[1:])],
         "e2el": [each[-1] - each[0] for each in stamps],
     }
-    figures = {
+    figures: dict[str, float] = {
         "completed": len(rows),
-        "total_input_tokens": sum(row["usage"]["prompt_tokens"] for row in rows),  # type: ignore[index]
+        "total_input_tokens": sum(row["usage"]["prompt_tokens"] for row in rows),
         "total_output_tokens": sum(tokens),
         "duration": seconds,
         "request_throughput": len(rows) / seconds,

@@ -77,7 +77,6 @@ def command_of(tool: str, url: str, args: argparse.Namespace, prompts: Path) -> 
         *("--custom-output-len", str(args.output_len), "--ignore-eos", "--num-prompts", str(args.requests)),
         # vLLM's parser has no word for a constant rate; a narrow gamma is one.
         *("--request-rate", str(args.rate), "--burstiness", "1e9" if tool == "vllm" else "inf"),
-        *(("--max-concurrency", str(args.max_concurrency)) if args.max_concurrency else ()),
         *("--temperature", "0", "--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "90"),
         *("--save-result", "--result-dir", str(prompts.parent), "--result-filename", f"{tool}.json", "--disable-tqdm"),
     ]
@@ -120,7 +119,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=24)
     parser.add_argument("--rate", type=float, default=1.0)
-    parser.add_argument("--max-concurrency", type=int, help="with --rate inf: a closed loop of so many users")
     parser.add_argument("--input-len", type=int, default=64)
     parser.add_argument("--output-len", type=int, default=32)
     args = parser.parse_args()
@@ -133,9 +131,9 @@ def main() -> None:
             off[tool][key].append(result[key] / true[key] - 1)
         print(tool, {key: (round(result[key], 2), round(true[key], 2)) for key in KEYS}, flush=True)
     print(
-        f"\nserver: {args.server}; {args.rounds} rounds in turn; what each client said, medians; how far that is from"
+        f"\nserver: {args.server}; {args.rounds} rounds in turn; what each client said (medians), how far that is from"
     )
-    print("what passed the tap in the same run, medians (lowest to highest); and how far apart these are")
+    print("what passed the tap in the same run (medians, lowest to highest), and how far apart these are")
     print(f"{'':<20}{'headrace':>11}{'vllm':>11}{'headrace - tap':>29}{'vllm bench serve - tap':>29}{'apart':>10}")
     for key in KEYS:
         ours, theirs = (statistics.median(one[key] for one in said[tool]) for tool in TOOLS)

@@ -42,10 +42,8 @@ def zeros(num_bytes: int) -> Tensor:
 
 
 def _mapped(num_bytes: int) -> mmap.mmap:
-    private = getattr(mmap, "MAP_PRIVATE", None)
-    if private is None:
-        return mmap.mmap(-1, num_bytes)
-    mapping = mmap.mmap(-1, num_bytes, flags=private | mmap.MAP_ANONYMOUS)
+    # Private: shared memory, which mmap gives otherwise, has a rule of its own for huge pages.
+    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import mmap
+import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,24 @@ def test_zeros_take_no_memory_before_they_are_used() -> None:
     assert _resident_bytes() - before < 64 << 20
     large[1 << 29] = 1
     assert large[1 << 29] == 1 and pages.zeros(0).shape == (0,)
+
+
+@pytest.mark.parametrize("make", [pages.zeros, pages.carve])
+def test_memory_is_private_and_asks_for_huge_pages(make: Callable[[int], torch.Tensor]) -> None:
+    """Linux gives none to shared mappings here, silently."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no huge pages")
+    tensor = make(3 << 20)
+    address = tensor.data_ptr()
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    for line in lines:
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line):
+            is_ours = int(match[1], 16) <= address < int(match[2], 16)
+            mode = match[3] if is_ours else ""
+        elif is_ours and line.startswith("VmFlags:"):
+            assert mode == "rw-p" and "hg" in line.split()
+            return
+    pytest.fail("no such mapping")
 
 
 def test_a_kernel_without_huge_pages_gives_plain_memory(monkeypatch: pytest.MonkeyPatch) -> None:

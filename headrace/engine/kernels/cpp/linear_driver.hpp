@@ -6,6 +6,7 @@
 //   BLOCK_ROWS, BLOCK_INPUTS   rows and inputs of a block of packed x (it should take half of the L2 cache); BLOCK_INPUTS is a
 //                         multiple of what a tile consumes at once
 //   panels(rows)          panels of a tile with that many rows
+//   panel_bytes(args)     bytes of a panel of weights
 //   a_bytes(rows, inputs) bytes of one packed tile of x
 //   pack_x(args, row, rows, begin, end, out)   inputs [begin, end) of some rows, as the tile reads them
 //   tile<ROWS, PANELS>(args, a, panel, begin, end, c, c_stride, first, ahead)   c[p][row][16] (+)= over those inputs
@@ -30,8 +31,8 @@ struct FloatSums {
 
 HEADRACE_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// The weights that come next.  A tile brings its share of them from memory to the L2 cache while it computes: else the first
-// of the tiles that use a panel waits for it (measured: 1.45 times as fast at 12 rows, 1.07 at 64).
+// The weights that come next.  A tile brings its share of them from memory to the L2 cache while it computes: else the
+// first of the tiles that use a panel waits for it (measured: 1.45 times as fast at 12 rows, 1.07 at 64).
 struct Ahead {
     const char* at;
     std::int64_t bytes;
@@ -43,6 +44,16 @@ struct Ahead {
 };
 
 constexpr int FETCH_ROWS = 3;  // tiles of fewer rows are bound by reading, and prefetch their own weights into L1
+constexpr int OWN_AHEAD = 1024;  // bytes
+
+// What a tile of that many rows prefetches with each line of its weights; `here` is that line.
+template <int ROWS>
+HEADRACE_INLINE void prefetch_weights(const char* here, Ahead& ahead) {
+    if (ROWS < FETCH_ROWS)
+        __builtin_prefetch(here + OWN_AHEAD);
+    else
+        ahead.fetch();
+}
 
 // What follows the panels before `panel` in inputs [begin, end): the next panels, or the first ones in the next inputs.
 template <class F>

@@ -35,7 +35,7 @@ struct FloatShape : FloatSums {
 constexpr int STRETCH = 4;   // inputs between two prefetches
 constexpr int X_AHEAD = 32;  // inputs: the next lines of x come from L2
 
-// `Weights::get(panel_pointer, input, v)` reads LANES outputs of one input.
+// `Weights::get(p, w)` reads the outputs of one input.
 template <class Weights, int ROWS, int PANELS>
 HEADRACE_INLINE void float_tile(const void* packed, const char* weight, std::int64_t panel_stride, std::int64_t count,
                                 float* c, std::int64_t c_stride, bool first, Ahead ahead) {
@@ -48,7 +48,7 @@ HEADRACE_INLINE void float_tile(const void* packed, const char* weight, std::int
     const auto step = [&](std::int64_t k) __attribute__((always_inline)) {
         for (int p = 0; p < PANELS; ++p) {
             const char* at_k = weight + p * panel_stride + k * Weights::STRIDE;
-            if (ROWS < FETCH_ROWS && k % (64 / Weights::STRIDE) == 0) __builtin_prefetch(at_k + Weights::AHEAD);
+            if (ROWS < FETCH_ROWS && k % (64 / Weights::STRIDE) == 0) __builtin_prefetch(at_k + OWN_AHEAD);
             Vec w[VECTORS];
             Weights::get(at_k, w);
             for (int r = 0; r < ROWS; ++r) {
@@ -58,7 +58,8 @@ HEADRACE_INLINE void float_tile(const void* packed, const char* weight, std::int
         }
         a += ROWS;
     };
-    constexpr int LINES = PANELS * Weights::STRIDE * STRETCH / 64;  // of weights in a stretch, where one tile fetches them all
+    // Of the weights in a stretch: enough where a single tile fetches them all.
+    constexpr int LINES = PANELS * Weights::STRIDE * STRETCH / 64;
     ahead = ahead.in_parts(count / STRETCH * LINES);
     std::int64_t k = 0;
     for (; k + STRETCH <= count; k += STRETCH) {
@@ -76,7 +77,7 @@ HEADRACE_INLINE void float_tile(const void* packed, const char* weight, std::int
 }
 
 struct Fp32Weights {
-    static constexpr int STRIDE = PANEL * 4, AHEAD = 1024;
+    static constexpr int STRIDE = PANEL * 4;
     HEADRACE_INLINE static void get(const char* p, Vec* w) {
         for (int v = 0; v < VECTORS; ++v) w[v] = load(reinterpret_cast<const float*>(p) + v * LANES);
     }
@@ -131,10 +132,7 @@ struct Bf16Format : FloatShape {
         for (std::int64_t pair = 0; pair < pairs; ++pair, a += ROWS) {
             for (int p = 0; p < PANELS; ++p) {
                 const char* at_k = weight + p * stride + pair * PANEL * 4;
-                if (ROWS < FETCH_ROWS)
-                    __builtin_prefetch(at_k + 1024);
-                else
-                    ahead.fetch();
+                prefetch_weights<ROWS>(at_k, ahead);
                 const __m512i w = _mm512_loadu_si512(at_k);
                 for (int r = 0; r < ROWS; ++r)
                     sum[r][p] = _mm512_dpbf16_ps(sum[r][p], (__m512bh)_mm512_set1_epi32(a[r]), (__m512bh)w);
@@ -149,7 +147,7 @@ struct Bf16Format : FloatShape {
 
 // A panel is [inputs][16].  On AVX2 outputs i and i + 8 are neighbours: a shift and a mask make two vectors of one.
 struct Bf16Weights {
-    static constexpr int STRIDE = PANEL * 2, AHEAD = 1024;
+    static constexpr int STRIDE = PANEL * 2;
     HEADRACE_INLINE static void get(const char* p, Vec* w) {
 #if LANES_ARE_16
         w[0] = load(reinterpret_cast<const Bf16*>(p));

@@ -144,10 +144,7 @@ struct Int4Format : FloatSums {
                 for (int step = 0; step < UNIT / 4; step += 2)
                     for (int p = 0; p < PANELS; ++p) {
                         const char* here = values + p * stride + step * PANEL * 2;
-                        if (ROWS < FETCH_ROWS)
-                            __builtin_prefetch(here + 1024);
-                        else
-                            ahead.fetch();
+                        prefetch_weights<ROWS>(here, ahead);
                         const Ints w = load_ints(here), w0 = low(w), w1 = high(w);
                         for (int r = 0; r < ROWS; ++r) {
                             exact[r][p][0] = _mm512_dpbusd_epi32(exact[r][p][0], w0, all_ints(x[step * ROWS + r]));
@@ -160,10 +157,7 @@ struct Int4Format : FloatSums {
                 for (int step = 0; step < UNIT / 4; ++step)
                     for (int p = 0; p < PANELS; ++p) {
                         const char* here = values + p * stride + step / 2 * PANEL * 4;
-                        if (ROWS < FETCH_ROWS && step % 2 == 0)
-                            __builtin_prefetch(here + 1024);
-                        else if (step % 2 == 0)
-                            ahead.fetch();
+                        if (step % 2 == 0) prefetch_weights<ROWS>(here, ahead);
                         Ints w[VECTORS];
                         for (int v = 0; v < VECTORS; ++v) {
                             w[v] = load_ints(here + v * LANES * 4);

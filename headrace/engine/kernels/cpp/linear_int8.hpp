@@ -46,7 +46,9 @@ struct Int8Format {
     static std::int64_t steps(std::int64_t inputs) { return (inputs + INT8_STEP - 1) / INT8_STEP; }
     static std::int64_t weight_bytes(std::int64_t inputs) { return steps(inputs) * PANEL * INT8_STEP; }
     // The sums of the weights follow the weights of a panel.
-    static std::int64_t panel_bytes(const LinearArgs& args) { return weight_bytes(args.inputs) + (INT8_STEP == 4 ? PANEL * 4 : 0); }
+    static std::int64_t panel_bytes(const LinearArgs& args) {
+        return weight_bytes(args.inputs) + (INT8_STEP == 4 ? PANEL * 4 : 0);
+    }
     static std::int64_t place(std::int64_t input, int lane) {
         return (input / INT8_STEP * PANEL + lane) * INT8_STEP + input % INT8_STEP;
     }
@@ -112,10 +114,7 @@ struct Int8Format {
         for (std::int64_t step = 0; step < count; ++step, a += ROWS) {
             for (int p = 0; p < PANELS; ++p) {
                 const char* at_step = weight + p * stride + step * PANEL * INT8_STEP;
-                if (ROWS < FETCH_ROWS)
-                    __builtin_prefetch(at_step + 1024);
-                else
-                    ahead.fetch();
+                prefetch_weights<ROWS>(at_step, ahead);
                 Ints w[VECTORS];
                 get(at_step, w);
                 for (int r = 0; r < ROWS; ++r) {
